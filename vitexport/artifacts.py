@@ -1,0 +1,219 @@
+"""The frozen values that travel between the rooms: what one stage leaves and the next one takes.
+
+They need the standard library only (and `PreprocessSpec`, which is plain data too). The live ``nn.Module`` is never one
+of their fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from vitexport.errors import UsageError
+from vitexport.preprocess import PreprocessSpec
+
+Precision = Literal["fp32", "fp16", "int8"]
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+
+class Progress(Protocol):
+    """How a stage reports: called with what it is doing, and how much of how much is done."""
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None: ...
+
+
+def silent(what: str, done: int = 0, total: int = 0) -> None:
+    """The `Progress` that shows nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRange:
+    """Batch sizes that an artifact accepts: smallest, the one it is tuned for, largest."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether more than one batch size is accepted."""
+        return self.minimum != self.maximum
+
+    def __str__(self) -> str:
+        return f"{self.minimum}:{self.optimum}:{self.maximum}" if self.is_dynamic else str(self.minimum)
+
+    @classmethod
+    def parse(cls, text: str) -> BatchRange:
+        """Read ``8`` or ``1:8:32``.
+
+        Raises:
+            UsageError: Not one or three whole numbers in rising order from 1.
+        """
+        parts = text.split(":")
+        if len(parts) in (1, 3) and all(part.isascii() and part.isdigit() for part in parts):
+            sizes = [int(part) for part in parts]
+            low, best, high = sizes if len(sizes) == 3 else sizes * 3
+            if 1 <= low <= best <= high:
+                return cls(minimum=low, optimum=best, maximum=high)
+        raise UsageError(f"Batch {text!r} is not valid; give one size (1) or minimum:optimum:maximum (1:8:32).")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where the model came from.
+
+    Attributes:
+        name: What the user asked for, as timm takes it.
+        architecture: timm's name of the architecture.
+        family: timm module that defines it, for example ``vision_transformer``.
+        kwargs: Keyword arguments that `timm.create_model` was given.
+        weights: ``pretrained:<tag>``, ``checkpoint:<file name>`` or ``random:seed=<n>``.
+        weights_sha256: Over the state dict (names, types, shapes and bytes, in the order of the names).
+        parameters: Number of parameters and buffers.
+        peak_activation_elements: Elements of the largest input and output that one module holds for one image.
+        num_classes: Width of the logits.
+        timm_version, torch_version: Versions that built the model.
+        preprocess: The model's own data config, with the user's overrides.
+        labels: Class names in the order of the logits, or None where they are not known.
+        synsets: Class folder names that stand for the labels (ImageNet's ``n01440764``), in the same order, or None.
+    """
+
+    name: str
+    architecture: str
+    family: str
+    kwargs: Mapping[str, Any]
+    weights: str
+    weights_sha256: str
+    parameters: int
+    peak_activation_elements: int
+    num_classes: int
+    timm_version: str
+    torch_version: str
+    preprocess: PreprocessSpec
+    labels: tuple[str, ...] | None = None
+    synsets: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest; preprocessing and labels have places of their own there."""
+        data = dataclasses.asdict(self)
+        for key in ("preprocess", "labels", "synsets"):
+            del data[key]
+        return data
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel:
+    """An ONNX file: input ``image`` float32 [batch, 3, height, width], output ``logits`` float32 [batch, classes]."""
+
+    path: Path
+    opset: int
+    batch: BatchRange
+    precision: Precision
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, path: Path, *, opset: int, batch: BatchRange, precision: Precision) -> OnnxModel:
+        """Describe the file at `path`."""
+        return cls(
+            path=path,
+            opset=opset,
+            batch=batch,
+            precision=precision,
+            sha256=file_sha256(path),
+            size=path.stat().st_size,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuantRecipe:
+    """Everything that decided the INT8 numbers; the same recipe on the same weights gives the same bytes.
+
+    Attributes:
+        placement: ``A`` (linear layers).
+        arithmetic: ``tensorrt`` (symmetric int8 Q/DQ) or ``onnxruntime-cpu`` (the CPU's own integer operators).
+        activation_observer: How an activation's range is chosen, for example ``percentile:99.99``.
+        weight_bits, activation_type: 8 or 7 (a CPU without VNNI), and ``int8`` or ``uint8``.
+        images: sha256 of each calibration image by its path under the calibration folder.
+        skipped_images: Reason by path for images that could not be read.
+        layers: The quantized timm modules, in graph order.
+        ranges: Chosen activation range (low, high) by the module that reads it.
+    """
+
+    placement: str
+    arithmetic: Literal["tensorrt", "onnxruntime-cpu"]
+    activation_observer: str
+    weight_bits: int
+    activation_type: Literal["int8", "uint8"]
+    images: Mapping[str, str]
+    skipped_images: Mapping[str, str]
+    layers: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedModel:
+    """An INT8 ONNX file and how its numbers came about.
+
+    Attributes:
+        onnx: What ships.
+        recipe: How.
+        exact: The same numbers as Q/DQ, to be computed in float where this machine cannot run `onnx`; does not ship.
+    """
+
+    onnx: OnnxModel
+    recipe: QuantRecipe
+    exact: OnnxModel | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecipe:
+    """How a TensorRT engine is built from the bundle's ONNX, on any machine.
+
+    Attributes:
+        typing: ``strong``: types come from the graph; ``weak``: `flags` say what TensorRT may choose.
+        flags: Builder flags by name (``FP16``, ``INT8``); empty under strong typing.
+        fp32_layers: Nodes whose precision must be constrained to FP32 under weak typing.
+        profile: Optimization profile of input ``image``: minimum, optimum and maximum shape; None if static.
+        compute_capabilities: For which the engine is compiled, for example ``8.9``.
+        trtexec: The same build as a trtexec command line, for a device that has only that.
+    """
+
+    typing: Literal["strong", "weak"]
+    flags: tuple[str, ...]
+    fp32_layers: tuple[str, ...]
+    profile: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None
+    compute_capabilities: tuple[str, ...]
+    trtexec: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What the target's runtime loads, or why it is not there yet.
+
+    Attributes:
+        path: The serialized engine; None if it has to be built on the device.
+        library: ``tensorrt-rtx`` or ``tensorrt``.
+        library_version: Version that built it, or that must build it.
+        recipe: How.
+        skipped: Reason why `path` is None.
+    """
+
+    path: Path | None
+    library: Literal["tensorrt-rtx", "tensorrt"]
+    library_version: str
+    recipe: EngineRecipe
+    skipped: str | None = None
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

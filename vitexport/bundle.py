@@ -1,0 +1,344 @@
+"""Artifacts enter and a bundle folder, written whole or not at all, leaves; a folder enters and a verified `Bundle` leaves.
+
+A bundle is data: opening it runs none of its content, and every file is hashed before anything reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitexport.artifacts import BatchRange, Precision, file_sha256
+from vitexport.errors import BundleError, InputError
+from vitexport.preprocess import PreprocessSpec
+from vitexport.report import Report
+from vitexport.targets import Target
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+REPORT_PAGE = "report.md"
+_WRITE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
+)
+GOLDEN_PIXELS = "golden/pixels.npy"
+GOLDEN_LOGITS = "golden/logits.npy"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself; ``manifest.json`` is its JSON form.
+
+    Attributes:
+        versions: Of vitexport and of every library that took part.
+        model: Where the model came from (`ModelSource.to_json`).
+        target: What it was built for.
+        precision: Of the shipped artifact.
+        batch: Batch sizes that the artifact accepts.
+        preprocess: How a picture becomes its input.
+        labels: Class names in the order of the logits, or None.
+        synsets: Other names that class folders may have, in the same order, or None.
+        num_classes: Width of the logits.
+        artifacts: Role to path in the bundle: ``onnx``, ``onnx_float``, ``engine``, ``golden_pixels``, ``golden_logits``.
+        engine: Library, version, recipe and, where there is no file, the reason; None for a CPU target.
+        recipe: The INT8 recipe, or None.
+        files: sha256 of every file by its path, the manifest itself apart (it carries a hash of its own content).
+    """
+
+    versions: Mapping[str, str]
+    model: Mapping[str, Any]
+    target: Target
+    precision: Precision
+    batch: BatchRange
+    preprocess: PreprocessSpec
+    labels: tuple[str, ...] | None
+    synsets: tuple[str, ...] | None
+    num_classes: int
+    artifacts: Mapping[str, str]
+    engine: Mapping[str, Any] | None
+    recipe: Mapping[str, Any] | None
+    files: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "versions": dict(self.versions),
+            "model": dict(self.model),
+            "target": self.target.to_json(),
+            "precision": self.precision,
+            "batch": str(self.batch),
+            "preprocess": self.preprocess.to_json(),
+            "labels": list(self.labels) if self.labels is not None else None,
+            "synsets": list(self.synsets) if self.synsets is not None else None,
+            "num_classes": self.num_classes,
+            "artifacts": dict(self.artifacts),
+            "engine": self.engine,
+            "recipe": self.recipe,
+            "files": dict(self.files),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, VitexportError: `data` is not a manifest.
+        """
+        return cls(
+            versions=_strings(data["versions"]),
+            model=dict(data["model"]),
+            target=Target.from_json(data["target"]),
+            precision=_precision(data["precision"]),
+            batch=BatchRange.parse(data["batch"]),
+            preprocess=PreprocessSpec.from_json(data["preprocess"]),
+            labels=_names(data["labels"]),
+            synsets=_names(data["synsets"]),
+            num_classes=int(data["num_classes"]),
+            artifacts=_strings(data["artifacts"]),
+            engine=None if data["engine"] is None else dict(data["engine"]),
+            recipe=None if data["recipe"] is None else dict(data["recipe"]),
+            files=_strings(data["files"]),
+        )
+
+
+def _strings(values: Any) -> dict[str, str]:
+    return {str(key): str(value) for key, value in dict(values).items()}
+
+
+def _names(values: Any) -> tuple[str, ...] | None:
+    return None if values is None else tuple(str(value) for value in values)
+
+
+def _precision(value: Any) -> Precision:
+    if value not in ("fp32", "fp16", "int8"):
+        raise ValueError(f"precision is {value!r}")
+    return cast(Precision, value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    root: Path
+    manifest: Manifest
+
+    def artifact(self, role: str) -> Path | None:
+        """Path of the artifact in `role`, or None if the bundle has none."""
+        relative = self.manifest.artifacts.get(role)
+        return None if relative is None else self.root / relative
+
+    def golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Golden inputs before normalization, uint8 [n, height, width, 3], and PyTorch's logits, float32 [n, classes].
+
+        Raises:
+            BundleError: They are absent or not of these shapes.
+        """
+        arrays = []
+        for role in ("golden_pixels", "golden_logits"):
+            path = self.artifact(role)
+            if path is None:
+                raise BundleError(f"Bundle {self.root} has no {role}; build it again.")
+            try:
+                arrays.append(np.load(path, allow_pickle=False))
+            except (OSError, ValueError) as error:
+                raise BundleError(f"{path} cannot be read: {error}") from None
+        pixels, logits = arrays
+        spec = self.manifest.preprocess
+        expected = (spec.height, spec.width, 3), (len(pixels), self.manifest.num_classes)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected[0] or logits.shape != expected[1] or not len(pixels):
+            raise BundleError(f"Golden arrays of {self.root} are {pixels.shape} and {logits.shape}; expected {expected}.")
+        return pixels, logits
+
+    def report(self) -> Report:
+        """The report of the build.
+
+        Raises:
+            BundleError: It is absent or not a report.
+        """
+        try:
+            return Report.from_json(json.loads((self.root / REPORT).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{self.root / REPORT} is not a report of vitexport: {error}") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+
+def open_bundle(root: Path) -> Bundle:
+    """Read the manifest and verify every file's sha256.
+
+    Raises:
+        BundleError: No bundle, a newer format, a file missing or changed, or a path that leaves the bundle.
+    """
+    manifest = _read_manifest(root)
+    for relative, expected in manifest.files.items():
+        path = _inside(root, relative)
+        if not path.is_file():
+            raise BundleError(f"Bundle {root} lacks {relative}, which its manifest names; copy or build it again.")
+        if (seen := file_sha256(path)) != expected:
+            raise BundleError(
+                f"{relative} in bundle {root} has sha256 {seen[:16]}…, but the manifest says {expected[:16]}…; "
+                "the file was changed or damaged. Copy the bundle again, or build it again."
+            )
+    for role, relative in manifest.artifacts.items():
+        if relative not in manifest.files:
+            raise BundleError(f"Bundle {root} names {relative} as {role}, but has no sha256 for it; build it again.")
+    return Bundle(root=root, manifest=manifest)
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise BundleError(f"Bundle {root} does not exist or is not a folder.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}.") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{path} is not a manifest of vitexport: format_version is {version!r}.")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"Bundle {root} has format {version}; this vitexport reads up to {FORMAT_VERSION}. Upgrade vitexport."
+        )
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    if data.get("sha256") != _content_sha256(content):
+        raise BundleError(f"{path} was changed after it was written. Copy the bundle again, or build it again.")
+    try:
+        return Manifest.from_json(data)
+    except Exception as error:  # noqa: BLE001
+        # Whatever a stranger's manifest provokes, it is the manifest that is wrong.
+        raise BundleError(f"{path} is not a valid manifest: {type(error).__name__}: {error}") from None
+
+
+def _inside(root: Path, relative: str) -> Path:
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in relative:
+        raise BundleError(f"Bundle {root} names {relative!r}, which lies outside it; it is not opened.")
+    path = root / pure
+    if path.is_symlink():
+        raise BundleError(f"{relative} in bundle {root} is a symbolic link; a bundle holds plain files only.")
+    return path
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file in `folder` but the manifest, by POSIX path, in the order of the paths."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {relative: file_sha256(path) for path in paths if (relative := path.relative_to(folder).as_posix()) != MANIFEST}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``, with a sha256 over the rest of its content so that no byte of it can change unseen."""
+    data = manifest.to_json()
+    write_json(folder / MANIFEST, {**data, "sha256": _content_sha256(data)})
+
+
+def _content_sha256(data: Mapping[str, Any]) -> str:
+    canonical = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data` as UTF-8 JSON, indented; NaN and infinity are refused, since JSON has none."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def check_output(out: Path, *, force: bool) -> None:
+    """Refuse an output that cannot be written, before the slow steps.
+
+    Raises:
+        InputError: It exists and `force` is not set, or is not a bundle; or its folder cannot be written.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"Output {out} exists and is not a folder; choose another with -o.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MANIFEST).is_file():
+            raise InputError(f"Output folder {out} exists and is not a bundle; it is not touched. Choose another with -o.")
+        if not force:
+            raise InputError(f"Bundle {out} exists; give --force to replace it, or another folder with -o.")
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"Output {out} cannot be written: {parent} is not a folder that this user may write to.")
+
+
+@contextlib.contextmanager
+def staging(out: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` if the block ends well, and goes away if it does not.
+
+    Raises:
+        InputError: As `check_output`; or the disk is full or refuses.
+    """
+    check_output(out, force=force)
+    folder: Path | None = None
+    made = _make_parents(out.absolute().parent)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+        folder.chmod(0o755)
+        yield folder
+        _replace(folder, out)
+        made = []
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise InputError(f"Output {out} cannot be written: {error.strerror}. Nothing was left behind.") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Create what is missing above the output; returns what was created, innermost first."""
+    missing = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+    except OSError as error:
+        raise InputError(f"Folder {missing[0]} cannot be created: {error.strerror or error}.") from error
+    return missing
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Rename `folder` to `out`. An old bundle is moved aside first and comes back if the rename fails."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    if not out.exists():
+        folder.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.absolute().parent))
+    try:
+        out.rename(aside / "bundle")
+        try:
+            folder.rename(out)
+        except OSError:
+            (aside / "bundle").rename(out)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,301 @@
+"""The commands: each parses, makes one library call, prints and returns the exit code of what came back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from vitexport.artifacts import BatchRange
+from vitexport.bundle import Bundle, open_bundle
+from vitexport.cli import show
+from vitexport.cli.options import PATH, build_options, output_options
+from vitexport.datasets import ImageSet, open_labelled
+from vitexport.errors import InterruptedBuildError, UsageError, VitexportError, missing
+from vitexport.report import Report
+from vitexport.targets import Device, catalogue, resolve
+
+BACKENDS = click.Choice(["auto", "onnxruntime", "tensorrt"])
+BUNDLE = click.argument("bundle", type=PATH)
+BACKEND = click.option(
+    "--backend",
+    type=BACKENDS,
+    default="auto",
+    show_default=True,
+    help="auto: what the bundle was built for; onnxruntime: its ONNX, on the CPU.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(importlib.metadata.version("vitexport"), message="vitexport %(version)s")
+def cli() -> None:
+    """Export a timm Vision Transformer to a validated bundle that runs on a CPU or a TensorRT device.
+
+    Exit codes: 0 all checks passed or were skipped; 1 built, but a check failed; 2 bad usage; 3 bad input; 4 a missing
+    dependency; 5 a toolchain failure; 130 interrupted.
+    """
+
+
+@cli.command()
+@build_options
+@output_options
+def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
+    """Export, quantize, compile and validate MODEL for TARGET, and write the bundle.
+
+    MODEL is a timm name (vit_small_patch16_224, vit_small_patch16_224.augreg_in1k), hf-hub:… or local-dir:… .
+    """
+    request = _request(arguments)
+    from vitexport.pipeline import run
+
+    with show.progress(quiet=quiet or as_json) as progress:
+        bundle, report = run(request, progress)
+    if as_json:
+        show.print_json({"bundle": str(bundle.root), **report.to_json()})
+    else:
+        show.show_report(report, verbose=verbose)
+        show.console().print(f"bundle: {bundle.root} ({bundle.size / 2**20:.1f} MiB)")
+    return report.exit_code
+
+
+@cli.command()
+@build_options
+@output_options
+def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
+    """Say every problem and every step of a build with the same arguments, and run nothing."""
+    request = _request(arguments)
+    from vitexport.pipeline import plan as make_plan
+
+    result = make_plan(request)
+    if as_json:
+        target = result.target.to_json() if result.target else None
+        out = str(result.out) if result.out else None
+        data = dataclasses.asdict(dataclasses.replace(result, target=None, out=None))
+        show.print_json({**data, "target": target, "out": out})
+        return result.exit_code
+    if not quiet:
+        for number, step in enumerate(result.steps, 1):
+            click.echo(f"{number}. {step}")
+    show.show_findings(result.findings)
+    errors = sum(finding.level == "error" for finding in result.findings)
+    click.echo(f"{errors} problem{'s' if errors != 1 else ''}" if errors else "nothing speaks against it")
+    return result.exit_code
+
+
+@cli.command()
+@click.argument("target", required=False)
+@click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson.")
+@output_options
+def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """List the catalogue, or say what TARGET can do."""
+    if target is None:
+        if jetpack is not None:
+            raise UsageError("--jetpack goes with a TARGET; give one, for example jetson-orin-nano-8gb.")
+        devices = tuple(catalogue().values())
+        if as_json:
+            show.print_json([_device_json(device) for device in devices])
+        else:
+            show.show_devices(devices)
+        return 0
+    resolved = resolve(target, jetpack=jetpack)
+    if as_json:
+        show.print_json(resolved.to_json())
+    else:
+        show.show_target(resolved, catalogue()[resolved.id])
+    return 0
+
+
+@cli.command()
+@BUNDLE
+@click.option("--data", type=PATH, metavar="DIR", help="Labelled images, one folder per class.")
+@click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
+@click.option("--min-agreement", type=float, default=99.0, show_default=True, metavar="PERCENT", help="As for build.")
+@BACKEND
+@output_options
+def validate(
+    *,
+    bundle: Path,
+    data: Path | None,
+    max_drop: float,
+    min_agreement: float,
+    backend: Any,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Check BUNDLE on this machine: files, golden inputs and, with --data, accuracy. Needs no torch."""
+    from vitexport.runtime import load
+    from vitexport.validate.device import validate_bundle
+    from vitexport.validate.numerics import Budget
+
+    with show.progress(quiet=quiet or as_json) as progress:
+        model = load(bundle, backend=backend)
+        images = _labelled(model.bundle, data)
+        report = validate_bundle(model, images, Budget(max_drop=max_drop, min_agreement=min_agreement), progress)
+    return _finish(report, as_json=as_json, verbose=verbose)
+
+
+@cli.command()
+@BUNDLE
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images per call (default: the bundle's own).")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="How long it is timed.")
+@BACKEND
+@output_options
+def bench(
+    *,
+    bundle: Path,
+    batch: int | None,
+    seconds: float,
+    backend: Any,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Time BUNDLE on this machine."""
+    from vitexport.runtime import load
+    from vitexport.validate.device import bench_bundle
+
+    with show.progress(quiet=quiet or as_json) as progress:
+        report = bench_bundle(load(bundle, backend=backend), batch=batch, seconds=seconds, progress=progress)
+    return _finish(report, as_json=as_json, verbose=verbose)
+
+
+@cli.command()
+@BUNDLE
+@output_options
+def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Verify BUNDLE and say what is in it; loads no engine library."""
+    opened = open_bundle(bundle)
+    if as_json:
+        show.print_json({"manifest": opened.manifest.to_json(), "report": opened.report().to_json()})
+    else:
+        show.show_bundle(opened, verbose=verbose)
+    return 0
+
+
+@cli.command()
+@BUNDLE
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Labels per image.")
+@BACKEND
+@output_options
+def predict(
+    *, bundle: Path, images: tuple[str, ...], top: int, backend: Any, as_json: bool, quiet: bool, verbose: bool
+) -> int:
+    """Classify each IMAGE with BUNDLE."""
+    from vitexport.runtime import load
+
+    prediction = load(bundle, backend=backend).predict(list(images))
+    ranked = prediction.top(top)
+    if as_json:
+        show.print_json(
+            [
+                {"image": image, "top": [{"label": label, "probability": value} for label, value in best]}
+                for image, best in zip(images, ranked, strict=True)
+            ]
+        )
+    else:
+        show.show_predictions(images, ranked)
+    return 0
+
+
+def _request(arguments: dict[str, Any]) -> Any:
+    """Words to a `BuildRequest`."""
+    try:
+        from vitexport.pipeline import BuildRequest
+        from vitexport.source import ModelRequest
+        from vitexport.validate.numerics import Budget
+    except ModuleNotFoundError as error:
+        raise missing(str(error.name).partition(".")[0], "build", "Building a bundle") from None
+    if arguments["checkpoint"] is not None and arguments["pretrained"]:
+        raise UsageError("--checkpoint and --pretrained exclude each other; give one of them.")
+    pretrained = arguments["pretrained"]
+    model = ModelRequest(
+        name=arguments["model"],
+        checkpoint=arguments["checkpoint"],
+        pretrained=arguments["checkpoint"] is None if pretrained is None else pretrained,
+        kwargs=dict(arguments["model_kwargs"]),
+        num_classes=arguments["num_classes"],
+        img_size=arguments["img_size"],
+        mean=arguments["mean"],
+        std=arguments["std"],
+        crop_pct=arguments["crop_pct"],
+        interpolation=arguments["interpolation"],
+        seed=arguments["seed"],
+    )
+    return BuildRequest(
+        model=model,
+        target=arguments["target"],
+        jetpack=arguments["jetpack"],
+        precision=arguments["precision"],
+        calibration=arguments["calibration"],
+        calibration_size=arguments["calibration_size"],
+        data=arguments["data"],
+        labels=arguments["labels"],
+        batch=BatchRange.parse(arguments["batch"]),
+        budget=Budget(max_drop=arguments["max_drop"], min_agreement=arguments["min_agreement"]),
+        out=arguments["out"],
+        force=arguments["force"],
+    )
+
+
+def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:
+    if data is None:
+        return None
+    manifest = bundle.manifest
+    return open_labelled(data, labels=manifest.labels, synsets=manifest.synsets, classes=manifest.num_classes)
+
+
+def _finish(report: Report, *, as_json: bool, verbose: bool) -> int:
+    if as_json:
+        show.print_json(report.to_json())
+    else:
+        show.show_report(report, verbose=verbose)
+    return report.exit_code
+
+
+def _device_json(device: Device) -> dict[str, Any]:
+    return dataclasses.asdict(device)
+
+
+def main() -> NoReturn:
+    """The one border between errors and exit codes."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    verbose = "--verbose" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _fail(InterruptedBuildError("Interrupted."), verbose=verbose)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _fail(InterruptedBuildError("Interrupted."), verbose=verbose)
+    except VitexportError as error:
+        code = _fail(error, verbose=verbose)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does.
+        sys.stderr.close()
+        code = 0
+    except MemoryError:
+        code = _fail(VitexportError("The machine ran out of memory. Use a smaller model, image or batch."), verbose=verbose)
+    except OSError as error:
+        code = _fail(VitexportError(f"The system refused: {error}."), verbose=verbose)
+    sys.exit(code or 0)
+
+
+def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise InterruptedBuildError("Terminated.")
+
+
+def _fail(error: VitexportError, *, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exception(error)
+    click.echo(f"Error: {error}", err=True)
+    return error.exit_code

@@ -1,0 +1,122 @@
+"""Words enter as click reads them; values of the library leave. Parsing only: nothing is judged here that a room judges."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+
+class KeyValue(click.ParamType[tuple[str, Any]]):
+    """``KEY=VALUE``, with the value read as a Python literal where it is one (``4``, ``False``, ``(16, 16)``)."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r} is not KEY=VALUE, for example embed_dim=192", param, ctx)
+        try:
+            return key, ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return key, text
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """One number, or three with commas or spaces between: ``0.5`` or ``0.485,0.456,0.406``."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (1, 3):
+            self.fail(f"{value!r} is not one number or three, for example 0.485,0.456,0.406", param, ctx)
+        return numbers
+
+
+def build_options(function: F) -> F:
+    """The arguments that ``build`` and ``plan`` share, in the order in which help shows them."""
+    for option in reversed(_BUILD_OPTIONS):
+        function = option(function)
+    return function
+
+
+_BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.argument("model"),
+    click.option("--target", required=True, metavar="TARGET", help="A device of the catalogue, or cpu for this machine."),
+    click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson (default: its newest)."),
+    click.option("-o", "--out", type=PATH, metavar="OUT", help="Folder of the bundle (default: MODEL-TARGET)."),
+    click.option("--force", is_flag=True, help="Replace an existing bundle."),
+    click.option(
+        "--checkpoint",
+        type=PATH,
+        metavar="FILE",
+        help="Local weights: .safetensors, or .pth/.pt that hold tensors only.",
+    ),
+    click.option("--pretrained/--no-pretrained", default=None, help="timm's own weights (default unless --checkpoint)."),
+    click.option(
+        "--model-kwarg",
+        "model_kwargs",
+        type=KeyValue(),
+        multiple=True,
+        help="Argument for timm.create_model; repeatable.",
+    ),
+    click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Width of the classifier."),
+    click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS", help="Side of the input image."),
+    click.option("--mean", type=Numbers(), help="Override of the model's data config."),
+    click.option("--std", type=Numbers(), help="Override of the model's data config."),
+    click.option("--crop-pct", type=float, metavar="SHARE", help="Override of the model's data config."),
+    click.option(
+        "--interpolation",
+        metavar="NAME",
+        help="Override of the model's data config: nearest, bilinear, bicubic, lanczos, box, hamming.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
+        default="auto",
+        show_default=True,
+        help="auto: the fastest within the accuracy budget.",
+    ),
+    click.option("--calibration", type=PATH, metavar="DIR", help="Images for INT8, in folders of any depth."),
+    click.option(
+        "--calibration-size", type=int, default=256, show_default=True, metavar="N", help="How many of them are used."
+    ),
+    click.option("--data", type=PATH, metavar="DIR", help="Labelled validation images, one folder per class."),
+    click.option("--labels", type=PATH, metavar="FILE", help="Class names in the order of the logits, one a line."),
+    click.option("--batch", default="1", show_default=True, metavar="N | MIN:OPT:MAX", help="Static batch, or a range."),
+    click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="Top-1 that may be lost."),
+    click.option(
+        "--min-agreement",
+        type=float,
+        default=99.0,
+        show_default=True,
+        metavar="PERCENT",
+        help="Top-1 agreement with PyTorch, where there are no labels.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="For weights that are not loaded."),
+)
+
+
+def output_options(function: F) -> F:
+    """How the result is shown."""
+    for option in reversed(_OUTPUT_OPTIONS):
+        function = option(function)
+    return function
+
+
+_OUTPUT_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+    click.option("--verbose", is_flag=True, help="Also the cost of every stage; a traceback on errors."),
+)

@@ -1,0 +1,250 @@
+"""Reports, plans, targets and predictions enter; what a person reads on a terminal, or one JSON document, leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from vitexport.artifacts import Progress as ProgressCallback
+from vitexport.artifacts import silent
+from vitexport.bundle import Bundle
+from vitexport.report import CANDIDATE_COLUMNS, LATENCY_COLUMNS, Report, candidate_rows, latency_rows
+from vitexport.targets import Device, Finding, Target, resolve
+
+MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]failed[/]", "skipped": "[yellow]skipped[/]"}
+LEVELS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
+# A pipe has no width; wide enough that tables do not fold in a log.
+LOG_WIDTH = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr that does not fold lines when it is not a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
+    """A callback for the stages: a live display on a terminal, plain lines elsewhere, both on stderr."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console(stderr=True),
+            transient=True,
+        ) as live:
+            yield _Live(live)
+    else:
+        yield _Lines()
+
+
+class _Live:
+    """One line of a rich display per step; the one before is finished when the next begins."""
+
+    def __init__(self, live: Progress) -> None:
+        self.live = live
+        self.what = ""
+        self.task = live.add_task("", total=None, visible=False)
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        if what != self.what:
+            self.live.remove_task(self.task)
+            self.task = self.live.add_task(escape(what), total=total or None)
+            self.what = what
+        self.live.update(self.task, completed=done, total=total or None)
+
+
+class _Lines:
+    """A line per step, and one every few seconds while a step counts."""
+
+    def __init__(self) -> None:
+        self.what = ""
+        self.last = 0.0
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        now = time.monotonic()
+        if what == self.what and now - self.last < 5:
+            return
+        count = f" {done}/{total}" if total else ""
+        sys.stderr.write(f"{what}{count}\n")
+        sys.stderr.flush()
+        self.what, self.last = what, now
+
+
+def show_report(report: Report, *, verbose: bool) -> None:
+    """The report on stdout: checks, latency, notes; costs and machine when `verbose`."""
+    out = console()
+    out.print(f"[bold]{escape(report.title)}[/]")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in report.checks:
+        table.add_row(MARKS[check.status], check.name, Text(check.message))
+    out.print(table)
+    if latency := report.measurements.get("latency"):
+        out.print(_grid(LATENCY_COLUMNS, latency_rows(latency)))
+    if len(candidates := report.measurements.get("candidates", {})) > 1:
+        out.print(_grid(CANDIDATE_COLUMNS, candidate_rows(candidates)))
+    if size := report.measurements.get("size"):
+        sizes = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**20:.2f} MiB" for key, value in size.items())
+        out.print(f"size: {sizes}")
+    for note in report.notes:
+        out.print(Text(f"note: {note}"))
+    if verbose:
+        _show_costs(out, report)
+    colour = "red" if report.verdict == "failed" else "green"
+    out.print(f"[bold {colour}]{report.verdict}[/]: {report.summary}")
+
+
+def _show_costs(out: Console, report: Report) -> None:
+    if report.stages:
+        rows = [
+            (stage.name, f"{stage.seconds:.1f}", f"{stage.peak_mib:.0f}" if stage.peak_mib else "not known")
+            for stage in report.stages
+        ]
+        out.print(_grid(("stage", "seconds", "peak MiB"), rows))
+    for key, value in report.machine.items():
+        out.print(Text(f"{key}: {value}"))
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index in (0, len(header) - 1) else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """One line each, on stdout."""
+    out = console()
+    for finding in findings:
+        out.print(f"{LEVELS[finding.level]}: {escape(finding.message)}")
+
+
+def show_devices(devices: Sequence[Device]) -> None:
+    """The catalogue, one line a device."""
+    rows = []
+    for device in devices:
+        target = resolve(device.id)
+        rows.append(
+            (
+                device.id,
+                device.name,
+                device.compute_capability or device.arch,
+                _stack(target),
+                ", ".join(target.precisions),
+                "" if target.memory_gb is None else f"{target.memory_gb:g} GB",
+                "here" if target.engine_here else ("on the device" if target.typing else "not needed"),
+            )
+        )
+    console().print(_grid(("target", "device", "capability", "runtime", "precisions", "memory", "engine is built"), rows))
+
+
+def _stack(target: Target) -> str:
+    if target.runtime == "onnxruntime":
+        return "ONNX Runtime"
+    library = "TensorRT-RTX" if target.runtime == "tensorrt-rtx" else "TensorRT"
+    jetpack = f" (JetPack {target.jetpack})" if target.jetpack else ""
+    return f"{library} {target.tensorrt}{jetpack}"
+
+
+def show_target(target: Target, device: Device) -> None:
+    """What one target can do, and why not more."""
+    rows = [
+        ("target", target.id),
+        ("device", target.name),
+        ("runtime", _stack(target)),
+        ("ONNX opset", str(target.opset)),
+    ]
+    if target.compute_capability:
+        rows.append(("compute capability", target.compute_capability))
+    if device.jetpacks:
+        rows.append(("JetPack releases", ", ".join(device.jetpacks)))
+    rows.append(("precisions", ", ".join(target.precisions)))
+    rows += [(f"no {name}", reason) for name, reason in target.unavailable.items()]
+    if target.memory_gb is not None:
+        rows.append(("memory", f"{target.memory_gb:g} GB"))
+    rows += [(f"dense peak {name}", f"{value:g} T(FL)OPS ({device.basis})") for name, value in target.peaks.items()]
+    if target.memory_bandwidth_gbps is not None:
+        rows.append(("memory bandwidth", f"{target.memory_bandwidth_gbps:g} GB/s"))
+    if target.cpu is not None:
+        arithmetic = f"{target.cpu.activation} activations, {target.cpu.weight_bits}-bit weights"
+        rows.append(("INT8 arithmetic", arithmetic))
+    rows.append(("sources", "; ".join(device.sources)))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows:
+        table.add_row(f"[bold]{escape(name)}[/]", Text(value))
+    console().print(table)
+
+
+def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
+    """What a bundle is, what is in it, and what was found when it was built."""
+    manifest = bundle.manifest
+    model, spec = manifest.model, manifest.preprocess
+    labels = manifest.labels
+    rows = [
+        (
+            "model",
+            f"{model['name']} ({model['parameters'] / 1e6:.1f} million parameters, {manifest.num_classes} classes)",
+        ),
+        ("weights", f"{model['weights']}, sha256 {str(model['weights_sha256'])[:16]}…"),
+        ("target", f"{manifest.target.name} ({manifest.target.id}), {_stack(manifest.target)}"),
+        ("precision", manifest.precision),
+        ("batch", str(manifest.batch)),
+        ("input", f"{spec.height} x {spec.width}, {spec.interpolation}, crop {spec.crop_pct:g} ({spec.crop_mode})"),
+        ("normalization", f"mean {spec.mean}, std {spec.std}"),
+        ("labels", f"{', '.join(labels[:5])}{' …' if len(labels) > 5 else ''}" if labels else "none"),
+        ("made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+    if manifest.recipe is not None:
+        recipe = manifest.recipe
+        summary = (
+            f"placement {recipe['placement']}, {len(recipe['layers'])} layers, {recipe['activation_observer']}, "
+            f"{len(recipe['images'])} calibration images"
+        )
+        rows.append(("INT8 recipe", summary))
+    if manifest.engine is not None and manifest.engine["skipped"]:
+        rows.append(("engine", f"skipped: {manifest.engine['skipped']}"))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/]", Text(value))
+    out = console()
+    out.print(table)
+    roles = {path: role for role, path in manifest.artifacts.items()}
+    files = [
+        (path, roles.get(path, ""), f"{(bundle.root / path).stat().st_size / 2**20:.2f} MiB", f"{digest[:16]}…")
+        for path, digest in manifest.files.items()
+    ]
+    out.print(_grid(("file", "role", "size", "sha256, verified"), files))
+    show_report(bundle.report(), verbose=verbose)
+
+
+def show_predictions(images: Sequence[str], ranked: Sequence[Sequence[tuple[str, float]]]) -> None:
+    """Label, score and a bar for each image."""
+    out = console()
+    width = max(len(label) for best in ranked for label, _ in best)
+    for image, best in zip(images, ranked, strict=True):
+        out.print(Text(image, style="bold"))
+        for label, probability in best:
+            bar = "█" * round(probability * 30)
+            out.print(Text(f"  {label:<{width}}  {probability * 100:6.2f} %  {bar}"))

@@ -1,0 +1,214 @@
+"""A folder of pictures enters; the readable ones, in a fixed order, with their hashes and classes, leave.
+
+Used for calibration (any depth, no classes), for labelled validation (one folder per class) and on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vitexport.errors import InputError
+from vitexport.preprocess import IMAGE_SUFFIXES, PreprocessSpec, load_image, normalize, to_pixels
+
+# More unreadable images than this share of a folder is taken for a mistake, not for a few bad files.
+MAX_UNREADABLE = 0.10
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """One readable picture.
+
+    Attributes:
+        path: Where it is.
+        relative: Its POSIX path under the set's root; what the manifest names it by.
+        sha256: Of the file.
+        label: Index of its class, or None in an unlabelled set.
+    """
+
+    path: Path
+    relative: str
+    sha256: str
+    label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSet:
+    """Readable pictures in the order of their relative paths.
+
+    Attributes:
+        name: Name of the root folder, for reports.
+        files: The pictures.
+        skipped: Reason by relative path of those that could not be read.
+        unused: Readable or not, the pictures under the root that `limit` left out.
+        classes: Class names in label order, or None in an unlabelled set.
+    """
+
+    name: str
+    files: tuple[ImageFile, ...]
+    skipped: Mapping[str, str]
+    unused: tuple[Path, ...] = ()
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Over names, hashes and labels of all files: two sets with the same value hold the same pictures."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.relative}\0{file.sha256}\0{file.label}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class index of each picture, int64 [n]; None in an unlabelled set."""
+        if self.classes is None:
+            return None
+        return np.asarray([file.label for file in self.files], dtype=np.int64)
+
+    def batches(self, spec: PreprocessSpec, size: int) -> Iterator[NDArray[np.float32]]:
+        """Preprocessed pictures, float32 [up to `size`, 3, height, width], one batch in memory at a time."""
+        for start in range(0, len(self.files), size):
+            yield normalize(self.pixels(spec, range(start, min(start + size, len(self.files)))), spec)
+
+    def pixels(self, spec: PreprocessSpec, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Resized and cropped pictures, uint8 [len(indices), height, width, 3]."""
+        return np.stack([to_pixels(self.files[index].path, spec) for index in indices])
+
+
+def open_images(root: Path, *, limit: int | None = None, among: Sequence[Path] | None = None) -> ImageSet:
+    """Every picture below `root` (or only those in `among`), or `limit` of them spread evenly over the sorted paths.
+
+    Each is decoded once here, so that a bad one is known before the slow steps.
+
+    Raises:
+        InputError: `root` is no folder, holds no picture, or more than 10 % cannot be read.
+    """
+    paths = _find(root) if among is None else list(among)
+    chosen = _spread(paths, limit) if limit is not None else paths
+    files, skipped = _read(root, chosen, dict.fromkeys(chosen))
+    taken = set(chosen)
+    return ImageSet(name=root.name, files=files, skipped=skipped, unused=tuple(path for path in paths if path not in taken))
+
+
+def open_labelled(root: Path, *, labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int) -> ImageSet:
+    """Every picture of a folder with one sub-folder per class.
+
+    Args:
+        root: The folder.
+        labels: Class names in the order of the logits; the folders must be named after them. None: the folders' own
+            names, sorted, are the classes.
+        synsets: Other names that folders may have for the same classes (``n01440764``), in the same order.
+        classes: Width of the logits.
+
+    Raises:
+        InputError: As `open_images`; or the folders do not match the labels, or are more than the logits.
+    """
+    if not root.is_dir():
+        raise InputError(f"Data folder {root} does not exist or is not a folder.")
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise InputError(f"Data folder {root} has no sub-folders; expected one folder of images per class.")
+    order = _class_order(root, folders, labels, synsets, classes)
+    paths = [path for folder in folders for path in _find(root / folder)]
+    indices = {path: order[path.relative_to(root).parts[0]] for path in paths}
+    files, skipped = _read(root, sorted(paths, key=lambda path: path.relative_to(root).as_posix()), indices)
+    names = tuple(labels) if labels is not None else tuple(folders)
+    return ImageSet(name=root.name, files=files, skipped=skipped, classes=names)
+
+
+def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
+    """Class names, one a line in the order of the logits.
+
+    Raises:
+        InputError: Missing, not UTF-8, empty, a name twice, or another number than `classes`.
+    """
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Labels file {path} cannot be read as UTF-8 text: {error}") from None
+    if not names:
+        raise InputError(f"Labels file {path} is empty; expected one class name a line, in the order of the logits.")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise InputError(f"Labels file {path} names {twice[0]!r} more than once; class names must differ.")
+    if classes is not None and len(names) != classes:
+        raise InputError(f"Labels file {path} has {len(names)} names, but the model has {classes} classes.")
+    return names
+
+
+def _class_order(
+    root: Path, folders: Sequence[str], labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int
+) -> dict[str, int]:
+    if labels is None:
+        if len(folders) != classes:
+            raise InputError(
+                f"Data folder {root} has {len(folders)} class folders, but the model has {classes} classes. "
+                "Give --labels FILE with the class names in the order of the logits."
+            )
+        return {name: index for index, name in enumerate(folders)}
+    known = {name: index for names in (synsets or (), labels) for index, name in enumerate(names)}
+    strangers = [name for name in folders if name not in known]
+    if strangers:
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise InputError(
+            f"Class folder {strangers[0]!r}{more} in {root} is not among the {len(labels)} labels "
+            f"({', '.join(labels[:3])}, …). Rename the folders or give the right --labels FILE."
+        )
+    return {name: known[name] for name in folders}
+
+
+def _find(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"Image folder {root} does not exist or is not a folder.")
+    paths = [
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    if not paths:
+        raise InputError(
+            f"Image folder {root} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _spread(paths: Sequence[Path], limit: int) -> list[Path]:
+    """`limit` of `paths` at equal steps: sorted class folders are then all represented."""
+    if limit >= len(paths):
+        return list(paths)
+    return [paths[index * len(paths) // limit] for index in range(limit)]
+
+
+def _read(
+    root: Path, paths: Sequence[Path], labels: Mapping[Path, int | None]
+) -> tuple[tuple[ImageFile, ...], dict[str, str]]:
+    files: list[ImageFile] = []
+    skipped: dict[str, str] = {}
+    for path in paths:
+        relative = path.relative_to(root).as_posix()
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as image:
+                load_image(image)
+        except UnidentifiedImageError:
+            # Pillow's own message would hold the address of the buffer.
+            skipped[relative] = "not an image that Pillow can read"
+            continue
+        except (OSError, ValueError, SyntaxError, EOFError, InputError, Image.DecompressionBombError) as error:
+            skipped[relative] = " ".join(str(error).split())
+            continue
+        files.append(ImageFile(path=path, relative=relative, sha256=hashlib.sha256(data).hexdigest(), label=labels[path]))
+    if len(skipped) > MAX_UNREADABLE * len(paths):
+        first = next(iter(skipped.items()))
+        raise InputError(
+            f"{len(skipped)} of {len(paths)} images in {root} cannot be read, more than {MAX_UNREADABLE:.0%}; "
+            f"the first is {first[0]}: {first[1]}. Mend or remove them."
+        )
+    return tuple(files), skipped

@@ -1,0 +1,97 @@
+"""The ONNX model to ship and a `Target` enter; an `Engine`, or the reason why it has to be built on the device, leaves."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from vitexport.artifacts import INPUT_NAME, BatchRange, Engine, EngineRecipe, OnnxModel, Precision
+from vitexport.errors import UsageError
+from vitexport.preprocess import PreprocessSpec
+from vitexport.rewrites import load
+from vitexport.rewrites.lower_layernorm import MARK
+from vitexport.runtime.backends.tensorrt_build import build_engine, library_version
+from vitexport.targets import Target
+
+FILE_NAME = "model.engine"
+# Under weak typing the builder flag only allows a precision; INT8 engines keep FP16 for what is not quantized.
+WEAK_FLAGS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
+
+
+def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: Path) -> Engine:
+    """Compile `model` for `target` where that is possible without the device.
+
+    Args:
+        model: What ships: already in its final types.
+        spec: Gives the input size of the optimization profile.
+        target: A GPU.
+        folder: Where ``model.engine`` goes.
+
+    Raises:
+        MissingDependencyError: TensorRT-RTX is not installed.
+        ToolchainError: TensorRT refuses the graph.
+        UsageError: `target` is a CPU.
+    """
+    if target.typing is None:
+        raise UsageError(f"{target.name} runs ONNX Runtime; there is no engine to build for it.")
+    recipe = make_recipe(model, spec, target)
+    if target.runtime == "tensorrt":
+        where = f"{target.name} with {'JetPack ' + target.jetpack + ', ' if target.jetpack else ''}"
+        return Engine(
+            path=None,
+            library="tensorrt",
+            library_version=str(target.tensorrt),
+            recipe=recipe,
+            skipped=f"build it on the device ({where}TensorRT {target.tensorrt}): {recipe.trtexec}",
+        )
+    version = library_version("tensorrt-rtx")
+    plan = build_engine(model.path, recipe, "tensorrt-rtx")
+    path = folder / FILE_NAME
+    path.write_bytes(plan)
+    return Engine(path=path, library="tensorrt-rtx", library_version=version, recipe=recipe)
+
+
+def make_recipe(model: OnnxModel, spec: PreprocessSpec, target: Target) -> EngineRecipe:
+    """How the engine of `model` is built on `target`'s stack."""
+    typing = target.typing or "strong"
+    flags = WEAK_FLAGS[model.precision] if typing == "weak" else ()
+    fp32_layers = _lowered_layernorm(model.path) if "FP16" in flags and not target.layernorm_op else ()
+    profile = _profile(model.batch, spec) if model.batch.is_dynamic else None
+    capabilities = (target.compute_capability,) if target.compute_capability else ()
+    return EngineRecipe(
+        typing=typing,
+        flags=flags,
+        fp32_layers=fp32_layers,
+        profile=profile,
+        compute_capabilities=capabilities,
+        trtexec=_trtexec(typing, flags, fp32_layers, profile),
+    )
+
+
+def _lowered_layernorm(path: Path) -> tuple[str, ...]:
+    return tuple(str(node.name) for node in load(path).graph if f"/{MARK}/" in str(node.name))
+
+
+def _profile(batch: BatchRange, spec: PreprocessSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    image = (3, spec.height, spec.width)
+    return (batch.minimum, *image), (batch.optimum, *image), (batch.maximum, *image)
+
+
+def _trtexec(
+    typing: str,
+    flags: tuple[str, ...],
+    fp32_layers: tuple[str, ...],
+    profile: tuple[tuple[int, ...], ...] | None,
+) -> str:
+    """The same build for NVIDIA's command-line builder, run in the bundle's folder."""
+    words = ["trtexec", "--onnx=model.onnx", f"--saveEngine={FILE_NAME}"]
+    if typing == "strong":
+        words.append("--stronglyTyped")
+    words += [f"--{flag.lower()}" for flag in flags]
+    if fp32_layers:
+        words.append("--precisionConstraints=obey")
+        words.append("--layerPrecisions=" + ",".join(f"{name}:fp32" for name in fp32_layers))
+    if profile is not None:
+        for name, shape in zip(("min", "opt", "max"), profile, strict=True):
+            words.append(f"--{name}Shapes={INPUT_NAME}:{'x'.join(map(str, shape))}")
+    return shlex.join(words)

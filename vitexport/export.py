@@ -1,0 +1,117 @@
+"""The live module enters; one float ONNX, written in the target's opset, leaves as an `OnnxModel`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import nn
+
+from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, BatchRange, ModelSource, OnnxModel
+from vitexport.errors import InputError, ToolchainError
+from vitexport.rewrites import InPlacePass, apply, save
+from vitexport.rewrites.lower_gelu import LowerGelu
+from vitexport.rewrites.lower_layernorm import LowerLayerNorm
+from vitexport.rewrites.lower_opset import LowerOpset
+from vitexport.rewrites.module_names import ModuleNames
+
+# The oldest opset with a Gelu operator, and the newest that TensorRT 10.3 (JetPack 6.1) parses.
+EXPORT_OPSET = 20
+# ONNX files of 2 GB and more need external data: protobuf's limit, less room for the graph itself.
+PROTOBUF_LIMIT = 2**31 - 2**24
+
+
+def export_onnx(  # noqa: PLR0913 - the target's three limits
+    model: nn.Module, source: ModelSource, folder: Path, *, opset: int, layernorm_op: bool, batch: BatchRange
+) -> OnnxModel:
+    """Export `model` to ``model.float.onnx`` in `folder`.
+
+    Args:
+        model: In eval mode, as `vitexport.source.load` returns it.
+        source: Its description; gives the input size.
+        folder: Where the file is written.
+        opset: 13 to 20.
+        layernorm_op: Whether the target's parser knows LayerNormalization; if not, it is written out.
+        batch: A range gives a symbolic first dimension, one size a static graph.
+
+    Raises:
+        InputError: The weights are beyond what one ONNX file holds.
+        ToolchainError: PyTorch's exporter failed, or the graph cannot be written in `opset`.
+    """
+    if source.parameters * 4 > PROTOBUF_LIMIT:
+        raise InputError(
+            f"{source.name} has {source.parameters / 1e6:.0f} million parameters; in float32 that is more than the 2 GB "
+            "that one ONNX file holds. Choose a smaller variant."
+        )
+    exported = _trace(model, source, batch)
+    rewrites: list[InPlacePass] = [ModuleNames([name for name, _ in model.named_modules()])]
+    if opset < 20:
+        rewrites.append(LowerGelu())
+    if not layernorm_op:
+        rewrites.append(LowerLayerNorm())
+    if opset < EXPORT_OPSET:
+        rewrites.append(LowerOpset(opset))
+    apply(exported, *rewrites)
+    RemoveUnusedNodesPass()(exported)
+    path = folder / "model.float.onnx"
+    save(exported, path)
+    return OnnxModel.of(path, opset=opset, batch=batch, precision="fp32")
+
+
+def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model:
+    spec = source.preprocess
+    # A traced batch of 1 would be taken for a constant; two is the smallest size that stays symbolic.
+    example = torch.zeros(2 if batch.is_dynamic else batch.minimum, 3, spec.height, spec.width)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=max(batch.maximum, 2))},) if batch.is_dynamic else None
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=EXPORT_OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=shapes,
+                optimize=True,
+                verbose=False,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The exporter wraps whatever it meets, and its message is pages long; the first line says which step failed.
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        raise ToolchainError(
+            f"PyTorch {torch.__version__} cannot export {source.name} with batch {batch}: "
+            f"{lines[0] if lines else type(error).__name__}"
+        ) from error
+    if program is None:
+        raise ToolchainError(f"PyTorch {torch.__version__} returned nothing for {source.name}.")
+    exported: ir.Model = program.model
+    del program
+    gc.collect()
+    return exported
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns about its own internals; what matters to a user is raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

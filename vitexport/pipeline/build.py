@@ -1,0 +1,476 @@
+"""A `BuildRequest` enters; a validated bundle, written whole or not at all, and its `Report` leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitexport import bundle as bundles
+from vitexport.artifacts import Engine, OnnxModel, Precision, Progress, QuantizedModel, QuantRecipe
+from vitexport.bundle import Bundle, Manifest
+from vitexport.datasets import ImageSet, open_images
+from vitexport.engine import make_engine
+from vitexport.errors import DeviceError, InputError, MissingDependencyError
+from vitexport.export import export_onnx
+from vitexport.machine import Stopwatch, describe_machine, library_versions
+from vitexport.pipeline.prepare import Prepared, prepare
+from vitexport.pipeline.request import BuildRequest
+from vitexport.preprocess import normalize
+from vitexport.quantize import quantize
+from vitexport.report import Check, Report, at_least, skipped
+from vitexport.rewrites import apply, load, save
+from vitexport.rewrites.float16 import Float16
+from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
+from vitexport.runtime.backends.onnx_runtime import available_threads
+from vitexport.runtime.model import run_in_batches
+from vitexport.targets import machine_cpu, misfit
+from vitexport.validate.latency import Runner, measure
+from vitexport.validate.numerics import Numerics, compare, parity
+from vitexport.validate.probes import probe_pixels
+from vitexport.validate.reference import description, reference_logits, reference_runner
+
+UNLABELLED_EVALUATION = 256
+LATENCY_SECONDS = 6.0
+EVALUATION_BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Reference:
+    """The images that the result is judged on, and PyTorch's logits for them.
+
+    Attributes:
+        images: None where the golden inputs, made from the package's photographs, are all there is.
+        logits: float32 [n, classes].
+        labels: int64 [n], or None.
+        about: What the images are, for messages.
+        golden_pixels: uint8 [m, height, width, 3].
+        golden_logits: float32 [m, classes].
+    """
+
+    images: ImageSet | None
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    about: str
+    golden_pixels: NDArray[np.uint8]
+    golden_logits: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Work:
+    """What every stage of one build needs."""
+
+    request: BuildRequest
+    prepared: Prepared
+    folder: Path
+    watch: Stopwatch
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Candidate:
+    """One precision, built and judged."""
+
+    onnx: OnnxModel
+    recipe: QuantRecipe | None
+    numerics: Numerics
+
+
+def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
+    """Build, validate and write the bundle.
+
+    Raises:
+        VitexportError: With nothing left behind. A check that fails is no error: the bundle is written and says so.
+    """
+    watch = Stopwatch()
+    progress("loading the model")
+    with watch.stage("source"):
+        prepared = prepare(request)
+    with bundles.staging(prepared.out, force=request.force) as folder:
+        work = _Work(request=request, prepared=prepared, folder=folder, watch=watch, progress=progress)
+        report = _build(work)
+    return bundles.open_bundle(prepared.out), report
+
+
+def _build(work: _Work) -> Report:
+    target = work.prepared.target
+    exported = _export(work)
+    reference = _reference(work)
+    checks = [_parity(work, exported, reference)]
+    candidates = [_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
+    timings = _time_cpu(work, exported, candidates, reference)
+    chosen, notes = _choose(work, candidates, timings)
+    checks += chosen.numerics.checks
+    checks += _speed_checks(work, chosen, timings)
+    shipped = _ship(chosen, exported, work.folder)
+    engine = None
+    if target.typing is not None:
+        engine = _engine(work, shipped)
+        checks += _engine_checks(work, engine, reference)
+        notes.append(_CPU_NUMERICS)
+    figures = _figures(chosen, candidates, exported, shipped, engine, timings, reference)
+    report = Report(
+        title=f"{work.prepared.source.name} · {shipped.precision} · {target.name}",
+        checks=tuple(checks),
+        measurements=figures,
+        machine=describe_machine(),
+        stages=tuple(work.watch.costs),
+        notes=(*(finding.message for finding in work.prepared.findings), *notes),
+    )
+    work.progress("writing the bundle")
+    _write(work, chosen, shipped, engine, reference, report)
+    return report
+
+
+def _export(work: _Work) -> OnnxModel:
+    work.progress("exporting to ONNX")
+    target = work.prepared.target
+    with work.watch.stage("export"):
+        return export_onnx(
+            work.prepared.model,
+            work.prepared.source,
+            work.folder,
+            opset=target.opset,
+            layernorm_op=target.layernorm_op,
+            batch=work.request.batch,
+        )
+
+
+def _engine(work: _Work, shipped: OnnxModel) -> Engine:
+    target = work.prepared.target
+    work.progress(f"compiling the engine for {target.name}" if target.engine_here else "writing the engine's recipe")
+    with work.watch.stage("engine"):
+        return make_engine(shipped, work.prepared.source.preprocess, target, work.folder)
+
+
+_CPU_NUMERICS = (
+    "Accuracy was judged on the CPU: ONNX Runtime ran the graph that ships, node by node as it is written, so that Q/DQ is "
+    "computed exactly. Kernels that TensorRT fuses on the device were not part of it."
+)
+
+
+def _reference(work: _Work) -> _Reference:
+    """Choose the images to judge on, and run PyTorch on them."""
+    work.progress("running PyTorch")
+    prepared = work.prepared
+    spec = prepared.source.preprocess
+    with work.watch.stage("reference"):
+        golden_pixels = probe_pixels(prepared.data or prepared.calibration, spec)
+        golden_logits = reference_logits(prepared.model, normalize(golden_pixels, spec))
+        images, about = _evaluation_images(work.request, prepared)
+        logits, labels = golden_logits, None
+        if images is not None:
+            logits = _over(images, work, "running PyTorch", lambda batch: reference_logits(prepared.model, batch))
+            labels = images.labels
+    return _Reference(
+        images=images,
+        logits=logits,
+        labels=labels,
+        about=about,
+        golden_pixels=golden_pixels,
+        golden_logits=golden_logits,
+    )
+
+
+def _over(images: ImageSet, work: _Work, what: str, run: Runner) -> NDArray[np.float32]:
+    """`run` over all of `images`, batch by batch, with progress."""
+    parts, done = [], 0
+    for batch in images.batches(work.prepared.source.preprocess, EVALUATION_BATCH):
+        parts.append(run(batch))
+        done += len(batch)
+        work.progress(what, done, len(images.files))
+    return np.concatenate(parts)
+
+
+def _evaluation_images(request: BuildRequest, prepared: Prepared) -> tuple[ImageSet | None, str]:
+    """Labelled images if there are any; else images that calibration left over; else what there is."""
+    if prepared.data is not None:
+        return prepared.data, prepared.data.name
+    if prepared.calibration is None or request.calibration is None:
+        return None, "views of the package's photographs"
+    unused = prepared.calibration.unused
+    if len(unused) >= UNLABELLED_EVALUATION // 4:
+        left = open_images(request.calibration, limit=UNLABELLED_EVALUATION, among=unused)
+        return left, "images that calibration did not use"
+    return prepared.calibration, "the calibration images themselves, for want of others"
+
+
+def _parity(work: _Work, exported: OnnxModel, reference: _Reference) -> Check:
+    """The float ONNX against PyTorch at batch 1, 2 and the largest, as far as the graph takes them."""
+    batch = work.request.batch
+    sizes = sorted({size for size in (1, 2, batch.minimum, batch.maximum) if batch.minimum <= size <= batch.maximum})
+    wanted, seen = [], []
+    with work.watch.stage("export check"):
+        backend = open_onnx(exported.path)
+        for size in sizes:
+            images = _golden_batch(work, reference, size)
+            wanted.append(reference_logits(work.prepared.model, images))
+            seen.append(backend.run(images))
+    return parity(wanted, seen)
+
+
+def _golden_batch(work: _Work, reference: _Reference, size: int) -> NDArray[np.float32]:
+    """The first `size` golden inputs, from the start again where they are fewer: float32 [size, 3, height, width]."""
+    pixels = np.resize(reference.golden_pixels, (size, *reference.golden_pixels.shape[1:]))
+    return normalize(pixels, work.prepared.source.preprocess)
+
+
+def _candidate(work: _Work, precision: Precision, exported: OnnxModel, reference: _Reference) -> _Candidate:
+    """Build one precision and hold it against PyTorch."""
+    target = work.prepared.target
+    model, judged, recipe = exported, exported, None
+    exact = target.kind != "cpu"
+    if precision == "int8":
+        quantized = _quantize(work, exported)
+        model, recipe = quantized.onnx, quantized.recipe
+        judged = quantized.exact or model
+        exact = exact or quantized.exact is not None
+    if target.typing == "strong" and precision != "fp32":
+        judged = model = _to_float16(work, model, precision)
+    work.progress(f"validating {precision}")
+    with work.watch.stage(f"validate {precision}"):
+        logits = _evaluate(work, open_onnx(judged.path, exact=exact), reference, precision)
+    about = reference.about
+    if judged is not model:
+        about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
+        judged.path.unlink()
+    numerics = compare(reference.logits, logits, reference.labels, work.request.budget, where=about)
+    return _Candidate(onnx=dataclasses.replace(model, precision=precision), recipe=recipe, numerics=numerics)
+
+
+def _quantize(work: _Work, exported: OnnxModel) -> QuantizedModel:
+    prepared, target = work.prepared, work.prepared.target
+    if prepared.calibration is None:
+        raise InputError("INT8 needs calibration images; give --calibration DIR.")
+    foreign = target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
+    with work.watch.stage("quantize"):
+        return quantize(
+            exported,
+            prepared.calibration,
+            prepared.source.preprocess,
+            work.folder,
+            cpu=target.cpu,
+            exact_twin=foreign,
+            progress=work.progress,
+        )
+
+
+def _to_float16(work: _Work, model: OnnxModel, precision: Precision) -> OnnxModel:
+    work.progress("baking float16 into the graph")
+    path = work.folder / f"model.{precision}.typed.onnx"
+    with work.watch.stage("float16"):
+        graph = load(model.path)
+        apply(graph, Float16())
+        save(graph, path)
+        if model.precision == "int8":
+            model.path.unlink()
+        return OnnxModel.of(path, opset=model.opset, batch=model.batch, precision=precision)
+
+
+def _evaluate(work: _Work, backend: Backend, reference: _Reference, precision: str) -> NDArray[np.float32]:
+    """Logits of `backend` for the reference's images."""
+    batch = work.request.batch
+    if reference.images is None:
+        return run_in_batches(backend, normalize(reference.golden_pixels, work.prepared.source.preprocess), batch)
+    return _over(reference.images, work, f"validating {precision}", lambda images: run_in_batches(backend, images, batch))
+
+
+def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate], reference: _Reference) -> dict[str, Any]:
+    """Latency of every candidate, the float ONNX and PyTorch, in turn in one run; nothing where it would not count."""
+    target = work.prepared.target
+    if target.kind != "cpu" or misfit(target, machine_cpu(), precision="int8") is not None:
+        return {}
+    work.progress("timing beside PyTorch")
+    with work.watch.stage("latency"):
+        images = _golden_batch(work, reference, work.request.batch.optimum)
+        backends = {candidate.onnx.precision: open_onnx(candidate.onnx.path) for candidate in candidates}
+        backends.setdefault("fp32", open_onnx(exported.path))
+        threads = available_threads()
+        runners: dict[str, Runner] = {"pytorch": reference_runner(work.prepared.model, threads)}
+        runners |= {name: backend.run for name, backend in backends.items()}
+        figures: dict[str, Any] = dict(measure(runners, images, seconds=LATENCY_SECONDS))
+    for name, backend in backends.items():
+        figures[name]["runtime"] = backend.description
+    figures["pytorch"]["runtime"] = f"{description()}, {threads} threads"
+    return figures
+
+
+def _choose(work: _Work, candidates: Sequence[_Candidate], timings: dict[str, Any]) -> tuple[_Candidate, list[str]]:
+    """The fastest candidate within the budget; float if none is, so that its failed check is seen."""
+    request, prepared = work.request, work.prepared
+    if request.precision != "auto":
+        return candidates[0], []
+    within = [candidate for candidate in candidates if candidate.numerics.within_budget]
+    if timings:
+        within.sort(key=lambda candidate: timings[candidate.onnx.precision]["p50_ms"])
+        how = "measured here, side by side"
+    else:
+        how = f"ordered by the peak rates of {prepared.target.name}; nothing was measured on the device"
+    chosen = within[0] if within else candidates[-1]
+    tried = ", ".join(candidate.onnx.precision for candidate in candidates)
+    reason = "the fastest within the budget" if within else "none was within the budget"
+    note = f"Precision auto chose {chosen.onnx.precision} among {tried}: {reason} ({how})."
+    if len(candidates) == 1:
+        why = "no calibration images were given (--calibration DIR)" if request.calibration is None else "no other fits"
+        note = f"Precision auto took {tried}: {why}."
+    return chosen, [note]
+
+
+def _speed_checks(work: _Work, chosen: _Candidate, timings: dict[str, Any]) -> list[Check]:
+    """INT8 that is not faster than float on its own CPU has failed at what it is for."""
+    target = work.prepared.target
+    if target.kind != "cpu":
+        return []
+    if not timings:
+        return [
+            skipped("latency", f"this machine cannot run the variant for {target.name}; time it there with vitexport bench")
+        ]
+    precision = chosen.onnx.precision
+    if precision != "int8":
+        return []
+    ratio = timings["fp32"]["p50_ms"] / timings["int8"]["p50_ms"]
+    return [
+        at_least(
+            "faster_than_float",
+            ratio,
+            1.0,
+            f"INT8 is {ratio:.2f} x as fast as the float ONNX in the same runtime "
+            f"({timings['int8']['p50_ms']:.2f} ms against {timings['fp32']['p50_ms']:.2f} ms)",
+            "ratio",
+        )
+    ]
+
+
+def _engine_checks(work: _Work, engine: Engine, reference: _Reference) -> list[Check]:
+    """Whether the engine was compiled, and what it computes where it can run here."""
+    request, prepared = work.request, work.prepared
+    name = prepared.target.name
+    if engine.path is None:
+        reason = engine.skipped or ""
+        return [skipped("engine", reason), skipped("latency", f"there is no engine yet; measure it on {name}")]
+    size = engine.path.stat().st_size
+    built = Check(
+        name="engine",
+        status="passed",
+        message=f"compiled for compute capability {', '.join(engine.recipe.compute_capabilities)} by TensorRT-RTX "
+        f"{engine.library_version}, {size / 2**20:.1f} MiB",
+    )
+    try:
+        backend = open_engine(engine.path, engine_facts(engine, name))
+    except (DeviceError, MissingDependencyError) as error:
+        return [
+            built,
+            skipped("engine_output", str(error)),
+            skipped("latency", f"the engine cannot run here; {name} can"),
+        ]
+    logits = run_in_batches(backend, normalize(reference.golden_pixels, prepared.source.preprocess), request.batch)
+    numerics = compare(reference.golden_logits, logits, None, request.budget, where=f"golden inputs, {backend.description}")
+    return [built, *(dataclasses.replace(check, name="engine_output") for check in numerics.checks)]
+
+
+def engine_facts(engine: Engine, target_name: str) -> EngineFacts:
+    """What has to fit before `engine` may be loaded."""
+    return EngineFacts(
+        library=engine.library,
+        library_version=engine.library_version,
+        compute_capabilities=engine.recipe.compute_capabilities,
+        target=target_name,
+    )
+
+
+def _ship(chosen: _Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
+    """Give the chosen graph its final name; candidates that were not chosen go."""
+    final = folder / "model.onnx"
+    if chosen.onnx.path == exported.path:
+        shutil.copyfile(exported.path, final)
+    else:
+        chosen.onnx.path.rename(final)
+    for path in folder.glob("model.*.onnx"):
+        if path != exported.path or chosen.onnx.path == exported.path:
+            path.unlink()
+    return dataclasses.replace(chosen.onnx, path=final)
+
+
+def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
+    chosen: _Candidate,
+    candidates: Sequence[_Candidate],
+    exported: OnnxModel,
+    shipped: OnnxModel,
+    engine: Engine | None,
+    timings: dict[str, Any],
+    reference: _Reference,
+) -> dict[str, Any]:
+    """Measurements of the report, as JSON values."""
+    accuracy = dict(chosen.numerics.figures)
+    if reference.images is not None:
+        accuracy |= {
+            "data": reference.images.name,
+            "data_sha256": reference.images.sha256,
+            "skipped_images": dict(reference.images.skipped),
+        }
+    sizes = {"onnx_bytes": shipped.size, "onnx_float_bytes": exported.size}
+    if engine is not None and engine.path is not None:
+        sizes["engine_bytes"] = engine.path.stat().st_size
+    return {
+        "accuracy": accuracy,
+        "candidates": {candidate.onnx.precision: candidate.numerics.figures for candidate in candidates},
+        "latency": timings,
+        "size": sizes,
+    }
+
+
+def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
+    work: _Work,
+    chosen: _Candidate,
+    shipped: OnnxModel,
+    engine: Engine | None,
+    reference: _Reference,
+    report: Report,
+) -> None:
+    """Write golden arrays, reports and, last, the manifest that hashes them all."""
+    folder, source = work.folder, work.prepared.source
+    (folder / "golden").mkdir()
+    np.save(folder / bundles.GOLDEN_PIXELS, reference.golden_pixels)
+    np.save(folder / bundles.GOLDEN_LOGITS, reference.golden_logits)
+    bundles.write_json(folder / bundles.REPORT, report.to_json())
+    (folder / bundles.REPORT_PAGE).write_text(report.to_markdown(), encoding="utf-8")
+    float_name = "model.float.onnx" if (folder / "model.float.onnx").exists() else shipped.path.name
+    artifacts = {
+        "onnx": shipped.path.name,
+        "onnx_float": float_name,
+        "golden_pixels": bundles.GOLDEN_PIXELS,
+        "golden_logits": bundles.GOLDEN_LOGITS,
+    }
+    if engine is not None and engine.path is not None:
+        artifacts["engine"] = engine.path.name
+    bundles.write_manifest(
+        folder,
+        Manifest(
+            versions=library_versions(),
+            model=source.to_json(),
+            target=work.prepared.target,
+            precision=shipped.precision,
+            batch=work.request.batch,
+            preprocess=source.preprocess,
+            labels=work.prepared.labels,
+            synsets=source.synsets if work.request.labels is None else None,
+            num_classes=source.num_classes,
+            artifacts=artifacts,
+            engine=_engine_json(engine),
+            recipe=dataclasses.asdict(chosen.recipe) if chosen.recipe is not None else None,
+            files=bundles.hash_files(folder),
+        ),
+    )
+
+
+def _engine_json(engine: Engine | None) -> dict[str, Any] | None:
+    if engine is None:
+        return None
+    data = dataclasses.asdict(engine)
+    del data["path"]
+    return data

@@ -1,0 +1,261 @@
+"""A `BuildRequest` enters; everything the cheap steps can find out, and every problem at once, leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vitexport import bundle as bundles
+from vitexport import source as sources
+from vitexport.artifacts import ModelSource, Precision
+from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
+from vitexport.errors import InputError, UsageError, VitexportError
+from vitexport.pipeline.request import BuildRequest, Plan
+from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
+from vitexport.targets import Finding, ModelFacts, Target, findings, resolve
+
+T = TypeVar("T")
+FEW_CALIBRATION_IMAGES = 32
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """What the cheap steps found; the slow ones start from here."""
+
+    target: Target
+    out: Path
+    precisions: tuple[Precision, ...]
+    model: sources.LiveModel
+    source: ModelSource
+    labels: tuple[str, ...] | None
+    calibration: ImageSet | None
+    data: ImageSet | None
+    findings: tuple[Finding, ...]
+
+
+class _Problems:
+    """Collects errors instead of stopping at the first, so that the user sees them all before anything slow starts."""
+
+    def __init__(self) -> None:
+        self.errors: list[VitexportError] = []
+
+    def attempt(self, step: Callable[[], T]) -> T | None:
+        """The result of `step`, or None with its error noted."""
+        try:
+            return step()
+        except VitexportError as error:
+            self.errors.append(error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raise one error that tells them all, of the first one's class."""
+        if not self.errors:
+            return
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        lines = "\n".join(f"  {index}. {error}" for index, error in enumerate(self.errors, 1))
+        raise type(self.errors[0])(f"{len(self.errors)} problems:\n{lines}")
+
+
+def plan(request: BuildRequest) -> Plan:
+    """Everything that can be known without running a slow step. Downloads nothing and writes nothing."""
+    problems = _Problems()
+    prepared_findings: list[Finding] = []
+    target, precisions, out = _arguments(request, problems)
+    model_request = request.model
+    if model_request.checkpoint is None and model_request.pretrained:
+        # The plan looks whether the weights can be had, and then makes do with untrained ones of the same shapes.
+        problems.attempt(lambda: sources.check_available(model_request))
+        model_request = dataclasses.replace(model_request, pretrained=False)
+    loaded = problems.attempt(lambda: sources.load(model_request))
+    source = loaded[1] if loaded else None
+    if target is not None:
+        prepared_findings += _target_findings(request, target, precisions, source, problems)
+    _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
+    prepared_findings += _image_findings(calibration, data)
+    errors = [Finding(level="error", message=str(error)) for error in problems.errors]
+    return Plan(
+        target=target,
+        out=out,
+        precisions=precisions,
+        steps=_steps(request, target, precisions, source, calibration, data, out) if target else (),
+        findings=(*errors, *prepared_findings),
+        exit_code=problems.errors[0].exit_code if problems.errors else 0,
+    )
+
+
+def prepare(request: BuildRequest) -> Prepared:
+    """Load the model and read the image folders.
+
+    Raises:
+        VitexportError: Of the first problem's class; its message tells every problem that was found.
+    """
+    problems = _Problems()
+    target, precisions, out = _arguments(request, problems)
+    problems.raise_all()
+    loaded = problems.attempt(lambda: sources.load(request.model))
+    source = loaded[1] if loaded else None
+    notes: list[Finding] = []
+    if target is not None:
+        notes += _target_findings(request, target, precisions, source, problems)
+    labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
+    problems.raise_all()
+    if loaded is None or target is None or out is None:
+        raise InputError("The build could not be prepared.")
+    notes += _image_findings(calibration, data)
+    return Prepared(
+        target=target,
+        out=out,
+        precisions=precisions,
+        model=loaded[0],
+        source=loaded[1],
+        labels=labels,
+        calibration=calibration,
+        data=data,
+        findings=tuple(notes),
+    )
+
+
+def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | None, tuple[Precision, ...], Path | None]:
+    """What can be judged from the arguments alone."""
+    target = problems.attempt(lambda: resolve(request.target, jetpack=request.jetpack))
+    precisions: tuple[Precision, ...] = ()
+    if target is not None:
+        resolved = target
+        precisions = _candidates(request, resolved)
+        if resolved.runtime == "tensorrt-rtx" and not is_installed("tensorrt-rtx"):
+            problems.errors.append(missing_library("tensorrt-rtx", f"Compiling the engine for {resolved.name}"))
+        out = request.out or Path(default_name(request.model.name, resolved))
+        problems.attempt(lambda: bundles.check_output(out, force=request.force))
+    else:
+        out = request.out or Path()
+    if request.precision == "int8" and request.calibration is None:
+        problems.errors.append(
+            UsageError("Precision int8 needs real images to choose its ranges from: give --calibration DIR.")
+        )
+    if request.calibration_size < 1:
+        problems.errors.append(UsageError(f"Calibration size {request.calibration_size} is refused; use 32 or more."))
+    if not request.budget.max_drop >= 0 or not 0 <= request.budget.min_agreement <= 100:
+        problems.errors.append(UsageError("The budget must be a drop of 0 or more points and an agreement of 0 to 100 %."))
+    return target, precisions, out if target is not None else None
+
+
+def default_name(model: str, target: Target) -> str:
+    """Folder name of a bundle: model and target, with what a path cannot hold replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{model.removeprefix('local-dir:')}-{target.id}").strip("-.")
+
+
+def _candidates(request: BuildRequest, target: Target) -> tuple[Precision, ...]:
+    """Precisions to build: the asked one, or for ``auto`` all that the target has, the presumably fastest first."""
+    if request.precision != "auto":
+        return (request.precision,)
+    offered: list[Precision] = [name for name in ("int8", "fp16", "fp32") if name in target.precisions]
+    if request.calibration is None and "int8" in offered:
+        offered.remove("int8")
+    if "fp16" in offered and "fp32" in offered:
+        # On a GPU float32 is the fallback of nobody: it is slower than float16 everywhere, and float16 is validated.
+        offered.remove("fp32")
+    peaks = target.peaks
+    if {"int8", "fp16"} <= set(offered) and peaks.get("int8", 0) < peaks.get("fp16", 0):
+        offered.reverse()
+    return tuple(offered)
+
+
+def _target_findings(
+    request: BuildRequest,
+    target: Target,
+    precisions: Sequence[Precision],
+    source: ModelSource | None,
+    problems: _Problems,
+) -> list[Finding]:
+    facts = (
+        ModelFacts(parameters=source.parameters, peak_activation_elements=source.peak_activation_elements)
+        if source
+        else None
+    )
+    kept: dict[str, Finding] = {}
+    for precision in precisions:
+        for finding in findings(target, precision=precision, batch_max=request.batch.maximum, model=facts):
+            if finding.level == "error":
+                problems.errors.append(UsageError(finding.message))
+            else:
+                kept[finding.message] = finding
+    return list(kept.values())
+
+
+def _image_sets(
+    request: BuildRequest, source: ModelSource | None, problems: _Problems, *, needs_calibration: bool
+) -> tuple[tuple[str, ...] | None, ImageSet | None, ImageSet | None]:
+    """Labels, calibration images and labelled images, each read once so that a bad one is known now."""
+    classes = source.num_classes if source else None
+    labels: tuple[str, ...] | None = None
+    if request.labels is not None:
+        file = request.labels
+        labels = problems.attempt(lambda: read_labels(file, classes))
+    elif source is not None:
+        labels = source.labels
+    calibration = None
+    if request.calibration is not None and (needs_calibration or request.data is None):
+        folder = request.calibration
+        calibration = problems.attempt(lambda: open_images(folder, limit=max(request.calibration_size, 1)))
+    data = None
+    if request.data is not None and source is not None and not (request.labels is not None and labels is None):
+        root = request.data
+        synsets = source.synsets if request.labels is None else None
+        data = problems.attempt(lambda: open_labelled(root, labels=labels, synsets=synsets, classes=source.num_classes))
+    if labels is None and data is not None:
+        labels = data.classes
+    return labels, calibration, data
+
+
+def _image_findings(calibration: ImageSet | None, data: ImageSet | None) -> list[Finding]:
+    result = []
+    for title, images in (("Calibration", calibration), ("Validation", data)):
+        if images is not None and images.skipped:
+            names = ", ".join(f"{name} ({reason})" for name, reason in list(images.skipped.items())[:3])
+            message = f"{title}: {len(images.skipped)} unreadable images are left out: {names}"
+            result.append(Finding(level="warning", message=message))
+    if calibration is not None and len(calibration.files) < FEW_CALIBRATION_IMAGES:
+        message = (
+            f"Calibration: {len(calibration.files)} images are few; ranges from fewer than {FEW_CALIBRATION_IMAGES} "
+            "depend on which ones they are. Give more, up to a few hundred."
+        )
+        result.append(Finding(level="warning", message=message))
+    return result
+
+
+def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
+    request: BuildRequest,
+    target: Target,
+    precisions: Sequence[Precision],
+    source: ModelSource | None,
+    calibration: ImageSet | None,
+    data: ImageSet | None,
+    out: Path | None,
+) -> tuple[str, ...]:
+    steps = []
+    if source is not None:
+        spec = source.preprocess
+        weights = "pretrained" if request.model.pretrained and request.model.checkpoint is None else source.weights
+        steps.append(
+            f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {source.num_classes} classes, "
+            f"{spec.height} x {spec.width} pixels), weights {weights}"
+        )
+    steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
+    if "int8" in precisions and calibration is not None:
+        steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")
+    if target.typing == "strong" and ("fp16" in precisions or "int8" in precisions):
+        steps.append("bake float16 into the graph")
+    if target.runtime == "tensorrt-rtx":
+        steps.append(f"compile a TensorRT-RTX engine for compute capability {target.compute_capability}")
+    elif target.runtime == "tensorrt":
+        steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
+    where = f"{len(data.files)} labelled images" if data is not None else "unlabelled images, by agreement"
+    steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
+    if target.kind == "cpu":
+        steps.append("time it beside PyTorch")
+    steps.append(f"write the bundle {out}")
+    return tuple(steps)

@@ -1,0 +1,68 @@
+"""What the user asks for enters as a `BuildRequest`; what would be done leaves as a `Plan`. Plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from vitexport.artifacts import BatchRange, Precision
+from vitexport.source import ModelRequest
+from vitexport.targets import Finding, Target
+from vitexport.validate.numerics import Budget
+
+PrecisionChoice = Literal["auto", "fp32", "fp16", "int8"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """Everything that ``vitexport build`` was asked for.
+
+    Attributes:
+        model: The model and its weights.
+        target: Id of the target, or ``cpu`` for this machine's class.
+        jetpack: JetPack release of a Jetson; None for its newest.
+        precision: ``auto`` takes the fastest that stays within the budget.
+        calibration: Folder of images for INT8.
+        calibration_size: How many of them are used.
+        data: Labelled validation images, one folder per class.
+        labels: File of class names in the order of the logits.
+        batch: Batch sizes that the artifact accepts.
+        budget: Accuracy that may be lost.
+        out: The bundle's folder; None names it after model and target.
+        force: Whether an existing bundle is replaced.
+    """
+
+    model: ModelRequest
+    target: str
+    jetpack: str | None = None
+    precision: PrecisionChoice = "auto"
+    calibration: Path | None = None
+    calibration_size: int = 256
+    data: Path | None = None
+    labels: Path | None = None
+    batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
+    budget: Budget = dataclasses.field(default_factory=lambda: Budget(max_drop=1.0, min_agreement=99.0))
+    out: Path | None = None
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a build would do.
+
+    Attributes:
+        target: None if it could not be resolved.
+        out: Where the bundle would go.
+        precisions: Candidates, in the order in which they would be tried.
+        steps: One sentence each.
+        findings: Problems (``error``), and what else the user should know.
+        exit_code: Of the first error, or 0.
+    """
+
+    target: Target | None
+    out: Path | None
+    precisions: tuple[Precision, ...]
+    steps: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    exit_code: int

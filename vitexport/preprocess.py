@@ -1,0 +1,197 @@
+"""A picture and a `PreprocessSpec` enter; the float32 tensor that the model was trained to see leaves.
+
+This is the only implementation: calibration, validation and the shipped runtime call it, so what was validated is what
+ships. It follows timm's evaluation transform (``timm.data.create_transform(..., is_training=False)``), which is built on
+torchvision's Pillow path, and is held equal to it, bit for bit before normalization, by a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vitexport.errors import InputError, UsageError
+
+ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
+CropMode = Literal["center", "squash", "border"]
+
+RESAMPLING: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessSpec:
+    """How a picture becomes the model's input. Built once, from the model's own data config.
+
+    Attributes:
+        height, width: Size of the model's input in pixels.
+        mean, std: Per channel (red, green, blue), for values scaled to 0…1.
+        interpolation: A key of `RESAMPLING`.
+        crop_pct: Share of the resized image that the crop keeps; the image is first resized to size / crop_pct.
+        crop_mode: ``center`` keeps the aspect ratio and crops; ``squash`` resizes each side on its own; ``border``
+            fits the longer side and pads with the mean.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+    crop_mode: CropMode = "center"
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise UsageError(f"The input size is {self.height} x {self.width}; both sides must be at least 1 pixel.")
+        if self.interpolation not in RESAMPLING:
+            raise UsageError(f"Interpolation {self.interpolation!r} is unknown; use one of {', '.join(RESAMPLING)}.")
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1.")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise UsageError(f"mean {self.mean} and std {self.std} must have three values each, red, green, blue.")
+        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
+            raise UsageError(f"mean {self.mean} must be finite and std {self.std} above 0.")
+        if self.crop_mode not in ("center", "squash", "border"):
+            raise UsageError(f"crop_mode {self.crop_mode!r} is unknown; use center, squash or border.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PreprocessSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: `data` is not a spec.
+        """
+        return cls(
+            height=int(data["height"]),
+            width=int(data["width"]),
+            mean=_triple(data["mean"]),
+            std=_triple(data["std"]),
+            interpolation=str(data["interpolation"]),
+            crop_pct=float(data["crop_pct"]),
+            crop_mode=cast(CropMode, data["crop_mode"]),
+        )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def load_image(source: ImageLike) -> Image.Image:
+    """Open a picture as RGB, as torchvision's folder loader does: ``convert("RGB")``, EXIF orientation not applied.
+
+    Args:
+        source: A path; a Pillow image; or an array of uint8, [height, width, 3] RGB or [height, width] grey.
+
+    Raises:
+        InputError: The file is missing, is not a picture or is cut short; or the array has another shape or type.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, np.ndarray):
+        grey_or_rgb = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)
+        if source.dtype != np.uint8 or not grey_or_rgb or 0 in source.shape:
+            raise InputError(
+                f"An image array has shape {source.shape} and type {source.dtype}; "
+                "expected uint8, [height, width, 3] RGB or [height, width] grey."
+            )
+        return Image.fromarray(source).convert("RGB")
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"Image {source} does not exist.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{source} is not an image that Pillow can read.") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        # SyntaxError is what Pillow's PNG reader raises on a broken chunk.
+        raise InputError(f"Image {source} cannot be read: {error}") from None
+
+
+def to_pixels(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Resize and crop: uint8 [height, width, 3], what the model sees before normalization.
+
+    Raises:
+        InputError: As `load_image`.
+    """
+    picture = load_image(image)
+    height, width = math.floor(spec.height / spec.crop_pct), math.floor(spec.width / spec.crop_pct)
+    resample = RESAMPLING[spec.interpolation]
+    if spec.crop_mode == "squash":
+        picture = picture.resize((width, height), resample)
+        return np.asarray(_center_crop(picture, spec.width, spec.height, (0, 0, 0)))
+    if spec.crop_mode == "border":
+        picture = _resize_keep_ratio(picture, width, height, resample, longest=True)
+        fill = tuple(round(255 * value) for value in spec.mean)
+        return np.asarray(_center_crop(picture, spec.width, spec.height, cast("tuple[int, int, int]", fill)))
+    if height == width:
+        picture = _resize_shorter_side(picture, height, resample)
+    else:
+        picture = _resize_keep_ratio(picture, width, height, resample, longest=False)
+    return np.asarray(_center_crop(picture, spec.width, spec.height, (0, 0, 0)))
+
+
+def normalize(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """uint8 [..., height, width, 3] to float32 [..., 3, height, width]: (value / 255 - mean) / std."""
+    scaled = np.moveaxis(pixels, -1, -3).astype(np.float32) / np.float32(255)
+    mean = np.asarray(spec.mean, np.float32).reshape(3, 1, 1)
+    std = np.asarray(spec.std, np.float32).reshape(3, 1, 1)
+    return np.ascontiguousarray((scaled - mean) / std)
+
+
+def preprocess(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """A picture to the model's input: float32 [3, height, width].
+
+    Raises:
+        InputError: As `load_image`.
+    """
+    return normalize(to_pixels(image, spec), spec)
+
+
+def _resize_shorter_side(picture: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    """As torchvision's Resize(int): the shorter side becomes `side`, the longer one is truncated, not rounded."""
+    width, height = picture.size
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    return picture if size == picture.size else picture.resize(size, resample)
+
+
+def _resize_keep_ratio(
+    picture: Image.Image, width: int, height: int, resample: Image.Resampling, *, longest: bool
+) -> Image.Image:
+    """As timm's ResizeKeepRatio with longest 0 or 1: both sides scaled by one ratio and rounded."""
+    ratios = (picture.height / height, picture.width / width)
+    ratio = max(ratios) if longest else min(ratios)
+    size = (max(round(picture.width / ratio), 1), max(round(picture.height / ratio), 1))
+    return picture.resize(size, resample)
+
+
+def _center_crop(picture: Image.Image, width: int, height: int, fill: tuple[int, int, int]) -> Image.Image:
+    """As torchvision's CenterCrop: pads what is too small, then cuts; offsets are rounded half to even."""
+    if picture.width < width or picture.height < height:
+        left = max((width - picture.width) // 2, 0)
+        top = max((height - picture.height) // 2, 0)
+        canvas = Image.new("RGB", (max(picture.width, width), max(picture.height, height)), fill)
+        canvas.paste(picture, (left, top))
+        picture = canvas
+    left = round((picture.width - width) / 2.0)
+    top = round((picture.height - height) / 2.0)
+    return picture.crop((left, top, left + width, top + height))

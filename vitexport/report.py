@@ -1,0 +1,204 @@
+"""Checks, measurements and stage costs enter; a `Report` with one verdict leaves, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from vitexport.errors import EXIT_CHECK_FAILED, EXIT_OK
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was asked of the result, and the answer.
+
+    Attributes:
+        name: Stable identifier, for example ``export_parity``.
+        status: ``skipped`` means that it could not run here; `message` then gives the reason.
+        message: One sentence a person can act on, with the figure in it.
+        measured: The figure in `unit`, where there is one.
+        limit: What `measured` was held against, in the same unit.
+        unit: ``points``, ``percent``, ``dB``, ``ratio``, or empty.
+    """
+
+    name: str
+    status: Status
+    message: str
+    measured: float | None = None
+    limit: float | None = None
+    unit: str = ""
+
+
+def skipped(name: str, reason: str) -> Check:
+    """A check that could not run here, with its reason."""
+    return Check(name=name, status="skipped", message=reason)
+
+
+def at_most(name: str, measured: float, limit: float, message: str, unit: str = "") -> Check:
+    """Passed if `measured` <= `limit`; a NaN fails."""
+    status: Status = "passed" if measured <= limit else "failed"
+    return Check(name=name, status=status, message=message, measured=measured, limit=limit, unit=unit)
+
+
+def at_least(name: str, measured: float, limit: float, message: str, unit: str = "") -> Check:
+    """Passed if `measured` >= `limit`; a NaN fails."""
+    status: Status = "passed" if measured >= limit else "failed"
+    return Check(name=name, status=status, message=message, measured=measured, limit=limit, unit=unit)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """What one stage took: wall-clock `seconds`, and the process's peak resident memory in MiB while it ran."""
+
+    name: str
+    seconds: float
+    peak_mib: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that was found out about one bundle on one machine.
+
+    Attributes:
+        title: What the report is about, for example ``vit_small_patch16_224 · int8 · NVIDIA L4``.
+        checks: In the order in which they ran.
+        measurements: Figures by topic (``accuracy``, ``latency``, ``size`` …), JSON values only.
+        stages: Cost of each build stage; empty for a report made on a device.
+        machine: Where this was measured: processor, threads, clocks, library versions.
+        notes: Sentences the reader needs to interpret the figures.
+    """
+
+    title: str
+    checks: tuple[Check, ...]
+    measurements: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    stages: tuple[StageCost, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def count(self, status: Status) -> int:
+        """Number of checks with `status`."""
+        return sum(check.status == status for check in self.checks)
+
+    @property
+    def verdict(self) -> Literal["passed", "failed"]:
+        """``failed`` if any check failed; skipped checks are counted beside it, never as passed."""
+        return "failed" if self.count("failed") else "passed"
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when a check failed."""
+        return EXIT_CHECK_FAILED if self.verdict == "failed" else EXIT_OK
+
+    @property
+    def summary(self) -> str:
+        """For example ``7 passed, 0 failed, 2 skipped``."""
+        return ", ".join(f"{self.count(status)} {status}" for status in ("passed", "failed", "skipped"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; `from_json` reads it back."""
+        return {"verdict": self.verdict, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: `data` is not a report.
+        """
+        return cls(
+            title=str(data["title"]),
+            checks=tuple(Check(**check) for check in data["checks"]),
+            measurements=cast(Mapping[str, Any], data["measurements"]),
+            machine=cast(Mapping[str, Any], data["machine"]),
+            stages=tuple(StageCost(**stage) for stage in data["stages"]),
+            notes=tuple(data["notes"]),
+        )
+
+    def to_markdown(self) -> str:
+        """The report as a page for people."""
+        parts = [
+            f"# {self.title}",
+            f"**{self.verdict}**: {self.summary}",
+            _table(
+                ("check", "result", "what was found", "limit"),
+                [(check.name, check.status, check.message, _limit(check)) for check in self.checks],
+            ),
+        ]
+        if latency := self.measurements.get("latency"):
+            parts += ["## Latency", _table(LATENCY_COLUMNS, latency_rows(latency))]
+        if size := self.measurements.get("size"):
+            rows = [(name.removesuffix("_bytes"), f"{value / 2**20:.2f} MiB") for name, value in size.items()]
+            parts += ["## Size", _table(("file", "size"), rows)]
+        if candidates := self.measurements.get("candidates"):
+            parts += ["## Against PyTorch", _table(CANDIDATE_COLUMNS, candidate_rows(candidates))]
+        if self.notes:
+            parts += ["## Notes", "\n".join(f"- {note}" for note in self.notes)]
+        if self.stages:
+            costs = [
+                (stage.name, f"{stage.seconds:.1f} s", f"{stage.peak_mib:.0f} MiB" if stage.peak_mib else "not known")
+                for stage in self.stages
+            ]
+            parts += ["## Cost of the build", _table(("stage", "time", "peak memory"), costs)]
+        machine = [(key.replace("_", " "), _plain(value)) for key, value in self.machine.items()]
+        parts += ["## Machine", _table(("what", "value"), machine)]
+        return "\n\n".join(parts) + "\n"
+
+
+LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
+CANDIDATE_COLUMNS = ("precision", "top-1 %", "drop, points", "agreement %", "SQNR dB", "cosine", "images")
+
+
+def latency_rows(latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of `LATENCY_COLUMNS`, PyTorch first; the ratio is that of the medians."""
+    base = latency.get("pytorch", {}).get("p50_ms")
+    return [
+        (
+            name,
+            f"{row['p50_ms']:.2f}",
+            f"{row['p90_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['images_per_second']:.1f}",
+            f"{base / row['p50_ms']:.2f} x" if base else "",
+            str(row.get("runtime", "")),
+        )
+        for name, row in latency.items()
+    ]
+
+
+def candidate_rows(candidates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of `CANDIDATE_COLUMNS`; empty cells where there were no labels."""
+    return [
+        (
+            name,
+            _number(row.get("candidate_top1"), ".2f"),
+            _number(row.get("drop"), "+.2f"),
+            _number(row.get("agreement_percent"), ".2f"),
+            _number(row.get("sqnr_db"), ".1f"),
+            _number(row.get("cosine"), ".6f"),
+            str(row["images"]),
+        )
+        for name, row in candidates.items()
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _limit(check: Check) -> str:
+    return "" if check.limit is None else f"{check.limit:g} {check.unit}".strip()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table; a bar in a cell would end it."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

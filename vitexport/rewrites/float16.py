@@ -1,0 +1,130 @@
+"""A float32 graph (with or without Q/DQ) enters; the strongly typed float16 graph that TensorRT takes as it is leaves.
+
+The interface stays float32: one Cast after ``image`` and one before ``logits``. What stays safe, and how:
+
+- LayerNormalization keeps ``stash_type=1``: its mean and variance are computed in float32 from float16 values, by
+  TensorRT (the parser sets the layer's compute precision from it) and by ONNX Runtime alike.
+- Softmax subtracts the row's maximum first, so its exponentials stay at or below 1; its input is scaled on q before the
+  product with k, where the exporter's source model put the scale.
+- Q/DQ scales become float16, the only type that TensorRT 10.3 accepts beside float16 tensors; they were rounded to
+  float16 when they were chosen, so this changes no number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
+
+from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.rewrites.graph import constant, make_node
+
+LARGEST = float(np.finfo(np.float16).max)
+# Inputs that ONNX wants in float32 whatever the data's type is: Resize's regions and scales.
+FLOAT32_INPUTS = {"Resize": frozenset({1, 2})}
+
+
+class Float16(InPlacePass):
+    """Convert every float32 initializer and tensor to float16."""
+
+    def requires(self, model: ir.Model) -> None:
+        """Q/DQ with float16 scales exists from opset 19."""
+        has_qdq = any(node.op_type == "QuantizeLinear" for node in model.graph)
+        opset = model.graph.opset_imports[""]
+        if has_qdq and opset < 19:
+            raise PreconditionError(f"float16 Q/DQ scales need opset 19; the graph has opset {opset}")
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Convert constants, then types, then put the two Casts in."""
+        graph = model.graph
+        keep = _kept_in_float32(graph)
+        for name, value in list(graph.initializers.items()):
+            array = constant(value)
+            if value.dtype == ir.DataType.FLOAT and name not in keep and array is not None:
+                value.const_value = ir.tensor(to_float16(array, name), name=name)
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
+        for node in graph:
+            _convert_attributes(node)
+            for output in node.outputs:
+                if output.dtype in (ir.DataType.FLOAT, None) and node.op_type not in ("QuantizeLinear", "Shape"):
+                    output.type = ir.TensorType(ir.DataType.FLOAT16)
+        _cast_input(graph)
+        _cast_output(graph)
+        return PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Float32 is left only at the interface and where ONNX demands it."""
+        keep = _kept_in_float32(model.graph)
+        for name, value in model.graph.initializers.items():
+            if value.dtype == ir.DataType.FLOAT and name not in keep:
+                raise PostconditionError(f"initializer {name} is still float32")
+
+
+def to_float16(array: NDArray[Any], name: str) -> NDArray[np.float16]:
+    """`array` in float16; infinities and the masks near float32's limit become float16's own limit.
+
+    Raises:
+        ValueError: A finite value that is no mask does not fit.
+    """
+    mask = np.abs(array) >= 1e30
+    if bool(np.any(np.abs(array[~mask]) > LARGEST)):
+        raise ValueError(f"{name} holds {np.abs(array[~mask]).max():.3g}, beyond float16's {LARGEST:.0f}")
+    result: NDArray[np.float16] = np.clip(array, -LARGEST, LARGEST).astype(np.float16)
+    return result
+
+
+def _kept_in_float32(graph: ir.Graph) -> set[str]:
+    return {
+        str(value.name)
+        for node in graph
+        for index, value in enumerate(node.inputs)
+        if value is not None and index in FLOAT32_INPUTS.get(node.op_type, ())
+    }
+
+
+def _convert_attributes(node: ir.Node) -> None:
+    if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+    if node.op_type == "ConstantOfShape":
+        value = node.attributes["value"].as_tensor() if "value" in node.attributes else ir.tensor(np.zeros(1, np.float32))
+        if value.dtype == ir.DataType.FLOAT:
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.numpy().astype(np.float16)))
+
+
+def _cast_input(graph: ir.Graph) -> None:
+    image = graph.inputs[0]
+    readers = list(image.uses())
+    cast = make_node(
+        "Cast",
+        [image],
+        name=f"{INPUT_NAME}/Cast",
+        dtype=ir.DataType.FLOAT16,
+        shape=image.shape,
+        attributes=[ir.AttrInt64("to", int(ir.DataType.FLOAT16))],
+    )
+    for use in readers:
+        if use.node.op_type != "Shape":
+            use.node.replace_input_with(use.idx, cast.outputs[0])
+    graph.insert_before(graph[0], [cast])
+
+
+def _cast_output(graph: ir.Graph) -> None:
+    inner = graph.outputs[0]
+    producer = inner.producer()
+    if producer is None:
+        raise ValueError("logits is not computed by any node")
+    inner.name = f"{producer.name}"
+    cast = make_node(
+        "Cast",
+        [inner],
+        name=f"{OUTPUT_NAME}/Cast",
+        dtype=ir.DataType.FLOAT,
+        shape=inner.shape,
+        attributes=[ir.AttrInt64("to", int(ir.DataType.FLOAT))],
+    )
+    cast.outputs[0].name = OUTPUT_NAME
+    graph.outputs[0] = cast.outputs[0]
+    graph.append(cast)

@@ -1,0 +1,101 @@
+"""Small questions and edits that several rewrites share: nodes, constants and names of one onnx-ir graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+MICROSOFT = "com.microsoft"
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind an initializer, or None if `value` is computed."""
+    if value is None or value.const_value is None:
+        return None
+    array: NDArray[Any] = value.const_value.numpy()
+    return array
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Register `array` as an initializer called `name` (made unique) and return its value."""
+    unique = name
+    serial = 1
+    while unique in graph.initializers:
+        serial += 1
+        unique = f"{name}.{serial}"
+    tensor = ir.tensor(array, name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def make_node(  # noqa: PLR0913 - a node has this many parts
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    name: str,
+    dtype: ir.DataType,
+    shape: ir.Shape | None,
+    attributes: Iterable[ir.Attr] = (),
+    domain: str = "",
+) -> ir.Node:
+    """A node with one output, which carries the node's name, type and shape."""
+    node = ir.Node(domain, op_type, inputs, attributes=attributes, num_outputs=1, name=name)
+    output = node.outputs[0]
+    output.name = name
+    output.type = ir.TensorType(dtype)
+    output.shape = shape
+    return node
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """The input of `node` at `index`.
+
+    Raises:
+        ValueError: It is absent.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise ValueError(f"{node.name} ({node.op_type}) has no input {index}")
+    return value
+
+
+def substitute(graph: ir.Graph, node: ir.Node, steps: Sequence[ir.Node], result: ir.Value) -> None:
+    """Put `steps` in the place of `node`; whoever read its output reads `result`."""
+    graph.insert_before(node, steps)
+    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads `value`, or None if there are more, or it is a graph output."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node
+
+
+def module_of(node: ir.Node) -> str:
+    """The timm module that `node` came from: its name up to the operator type."""
+    return (node.name or "").rpartition("/")[0]
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove initializers that nothing reads any more, so that they do not stay in the file."""
+    for name, value in list(graph.initializers.items()):
+        if not list(value.uses()) and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether `value` is a float32 tensor."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def float32(array: Any) -> NDArray[np.float32]:
+    """`array` as float32."""
+    return np.asarray(array, dtype=np.float32)

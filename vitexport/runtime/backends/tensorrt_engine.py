@@ -1,0 +1,148 @@
+"""A serialized engine and images enter; logits, computed by TensorRT on this machine's GPU, leave.
+
+Memory is moved through the CUDA runtime's own Python bindings; no torch and no pycuda. A GPU is looked for before the
+first call into TensorRT, which may crash the process where there is none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.errors import DeviceError, ToolchainError, missing
+from vitexport.runtime.backends import EngineFacts
+from vitexport.runtime.backends.tensorrt_api import (
+    EXTRAS,
+    TITLES,
+    load_library,
+    make_logger,
+    quiet_cuda_modules,
+    reasons,
+)
+
+# Where the bindings live: cuda-bindings 12.6 and later, and cuda-python before.
+CUDA_MODULES = ("cuda.bindings.runtime", "cuda.cudart")
+
+
+class TensorRtBackend:
+    """One engine, one execution context, one stream.
+
+    Raises:
+        MissingDependencyError: TensorRT or the CUDA bindings are not installed.
+        DeviceError: No GPU, or the engine is for another GPU or another library version.
+        ToolchainError: TensorRT cannot load or run it.
+    """
+
+    def __init__(self, path: Path, facts: EngineFacts) -> None:
+        quiet_cuda_modules()
+        self._cuda = _cuda_runtime(facts)
+        self.gpu = self._fitting_gpu(facts)
+        api = load_library(facts.library, f"Running the engine for {facts.target}")
+        title = f"{TITLES[facts.library]} {api.__version__}"
+        _check_version(title, str(api.__version__), facts)
+        self._logger = make_logger(api)
+        self._runtime = api.Runtime(self._logger)
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise DeviceError(f"{title} cannot load {path.name} on {self.gpu}: {reasons(self._logger)}")
+        self._engine = engine
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise ToolchainError(f"{title} cannot create an execution context on {self.gpu}: {reasons(self._logger)}")
+        self._stream = self._call("cudaStreamCreate")
+        self._buffers: dict[str, tuple[int, int]] = {}
+        self.description = f"{title}, {self.gpu}"
+
+    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, float32 [n, classes], of float32 [n, 3, height, width].
+
+        Raises:
+            ToolchainError: TensorRT refuses the shape or fails.
+        """
+        images = np.ascontiguousarray(images, np.float32)
+        if not self._context.set_input_shape(INPUT_NAME, images.shape):
+            raise ToolchainError(f"The engine does not take input {images.shape}: {reasons(self._logger)}")
+        logits = np.empty(tuple(self._context.get_tensor_shape(OUTPUT_NAME)), np.float32)
+        source, result = self._buffer(INPUT_NAME, images.nbytes), self._buffer(OUTPUT_NAME, logits.nbytes)
+        kinds = self._cuda.cudaMemcpyKind
+        self._call("cudaMemcpyAsync", source, images.ctypes.data, images.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
+        self._context.set_tensor_address(INPUT_NAME, source)
+        self._context.set_tensor_address(OUTPUT_NAME, result)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise ToolchainError(f"TensorRT failed on input {images.shape}: {reasons(self._logger)}")
+        self._call("cudaMemcpyAsync", logits.ctypes.data, result, logits.nbytes, kinds.cudaMemcpyDeviceToHost, self._stream)
+        self._call("cudaStreamSynchronize", self._stream)
+        return logits
+
+    def close(self) -> None:
+        """Free the device's memory and the stream."""
+        for pointer, _ in self._buffers.values():
+            self._call("cudaFree", pointer)
+        self._buffers.clear()
+        if self._stream is not None:
+            self._call("cudaStreamDestroy", self._stream)
+            self._stream = None
+
+    def _buffer(self, name: str, size: int) -> int:
+        """Device memory of at least `size` bytes, kept between calls."""
+        pointer, held = self._buffers.get(name, (0, 0))
+        if held < size:
+            if held:
+                self._call("cudaFree", pointer)
+            pointer = int(self._call("cudaMalloc", size))
+            self._buffers[name] = (pointer, size)
+        return pointer
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Call the CUDA runtime; its functions return a status and, some of them, a value."""
+        status, *values = getattr(self._cuda, name)(*arguments)
+        if int(status) != 0:
+            raise ToolchainError(f"CUDA's {name} failed: {status.name} ({int(status)}).")
+        return values[0] if values else None
+
+    def _fitting_gpu(self, facts: EngineFacts) -> str:
+        wanted = " or ".join(facts.compute_capabilities)
+        status, count = self._cuda.cudaGetDeviceCount()
+        if int(status) != 0 or count < 1:
+            raise DeviceError(
+                f"The engine was compiled for {facts.target} (compute capability {wanted}), but this machine has no CUDA "
+                f"GPU ({getattr(status, 'name', status)}). Run it on the device, or load the bundle with backend "
+                "onnxruntime to look at its numbers."
+            )
+        device = self._call("cudaGetDevice")
+        properties = self._call("cudaGetDeviceProperties", device)
+        name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+        capability = f"{properties.major}.{properties.minor}"
+        if facts.compute_capabilities and capability not in facts.compute_capabilities:
+            raise DeviceError(
+                f"The engine was compiled for {facts.target} (compute capability {wanted}), but this machine's GPU is "
+                f"{name.strip(chr(0))} (compute capability {capability}). Build the bundle for this GPU."
+            )
+        return name.strip("\0")
+
+
+def _cuda_runtime(facts: EngineFacts) -> Any:
+    for name in CUDA_MODULES:
+        package = name.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            continue
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise missing("cuda-bindings", EXTRAS[facts.library], f"Running the engine for {facts.target}")
+
+
+def _check_version(title: str, installed: str, facts: EngineFacts) -> None:
+    """TensorRT-RTX engines have no forward compatibility, and plain TensorRT engines are tied to their version."""
+    if installed.split(".")[:3] != facts.library_version.split(".")[:3]:
+        raise DeviceError(
+            f"The engine was compiled by {TITLES[facts.library]} {facts.library_version}, but this machine has {title}. "
+            f"Install that version, or build the bundle again with {installed}."
+        )

@@ -1,0 +1,161 @@
+"""A verified bundle and pictures enter; logits, probabilities and labels leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitexport.artifacts import BatchRange
+from vitexport.bundle import Bundle, Manifest, open_bundle
+from vitexport.errors import BundleError, DeviceError, InputError, UsageError
+from vitexport.preprocess import ImageLike, preprocess
+from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
+from vitexport.targets import machine_cpu, misfit
+
+BackendName: TypeAlias = Literal["auto", "onnxruntime", "tensorrt"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the model says of one or more pictures.
+
+    Attributes:
+        logits: float32 [n, classes].
+        labels: Class names in the order of the logits; their numbers as text where the bundle has no names.
+    """
+
+    logits: NDArray[np.float32]
+    labels: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Softmax of the logits, float32 [n, classes]; each row sums to 1."""
+        shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        result: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+        return result
+
+    def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
+        """For each picture the `count` likeliest labels with their probabilities, likeliest first."""
+        probabilities = self.probabilities
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+        return [
+            [(self.labels[index], float(row[index])) for index in best]
+            for row, best in zip(probabilities, order, strict=True)
+        ]
+
+
+class Model:
+    """A loaded bundle. Make it with `load`; it is not safe to call from several threads at once."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
+
+    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Prediction:
+        """Classify one picture, or several.
+
+        Args:
+            images: A path, a Pillow image or a uint8 array [height, width, 3]; or a list of these.
+
+        Raises:
+            InputError: A picture cannot be read.
+        """
+        one = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
+        several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
+        tensors = [preprocess(image, self.manifest.preprocess) for image in several]
+        if not tensors:
+            raise InputError("No images were given; expected one or more.")
+        return self.predict_tensor(np.stack(tensors))
+
+    def predict_tensor(self, tensor: NDArray[np.float32]) -> Prediction:
+        """Classify what `vitexport.preprocess.preprocess` made: float32 [n, 3, height, width].
+
+        Raises:
+            InputError: Another shape.
+        """
+        spec = self.manifest.preprocess
+        if tensor.ndim != 4 or tensor.shape[1:] != (3, spec.height, spec.width) or not len(tensor):
+            raise InputError(f"Input has shape {tensor.shape}; expected [n, 3, {spec.height}, {spec.width}], n >= 1.")
+        logits = run_in_batches(self.backend, tensor, self.manifest.batch)
+        labels = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes))
+        return Prediction(logits=logits, labels=labels)
+
+
+def run_in_batches(backend: Backend, tensor: NDArray[np.float32], batch: BatchRange) -> NDArray[np.float32]:
+    """Logits of any number of images from an artifact that takes `batch`: cut at the maximum, filled to the minimum.
+
+    A last batch below the minimum is filled with its own last image, whose extra logits are dropped.
+    """
+    results = []
+    for start in range(0, len(tensor), batch.maximum):
+        part = tensor[start : start + batch.maximum]
+        lacking = max(batch.minimum - len(part), 0)
+        filled = np.concatenate([part, np.repeat(part[-1:], lacking, axis=0)]) if lacking else part
+        results.append(backend.run(np.ascontiguousarray(filled))[: len(part)])
+    return np.concatenate(results)
+
+
+def load(path: str | Path, *, backend: BackendName = "auto", threads: int | None = None) -> Model:
+    """Verify the bundle at `path` and load it for this machine.
+
+    Args:
+        path: The bundle's folder.
+        backend: ``auto`` takes what the bundle was built for and nothing else; ``onnxruntime`` runs its ONNX on the CPU
+            whatever the target is, for a look at the numbers; ``tensorrt`` insists on the engine.
+        threads: CPU threads of ONNX Runtime; None for one per physical core.
+
+    Raises:
+        BundleError: The bundle is damaged, foreign or of a newer format.
+        DeviceError: The artifact does not fit this machine; the message names both.
+        MissingDependencyError: The library that runs it is not installed.
+    """
+    if backend not in ("auto", "onnxruntime", "tensorrt"):
+        raise UsageError(f"Backend {backend!r} is unknown; use auto, onnxruntime or tensorrt.")
+    bundle = open_bundle(Path(path))
+    wants_engine = backend == "tensorrt" or (backend == "auto" and bundle.manifest.engine is not None)
+    return Model(bundle, _engine(bundle) if wants_engine else _onnx(bundle, threads))
+
+
+def _engine(bundle: Bundle) -> Backend:
+    manifest = bundle.manifest
+    if manifest.engine is None:
+        raise UsageError(
+            f"Bundle {bundle.root} was built for {manifest.target.name}, which runs ONNX Runtime, not an engine."
+        )
+    path = bundle.artifact("engine")
+    if path is None:
+        raise BundleError(
+            f"Bundle {bundle.root} holds no engine: {manifest.engine['skipped']} "
+            "To look at its numbers on this CPU, load it with backend onnxruntime."
+        )
+    return open_engine(
+        path,
+        EngineFacts(
+            library=str(manifest.engine["library"]),
+            library_version=str(manifest.engine["library_version"]),
+            compute_capabilities=tuple(manifest.engine["recipe"]["compute_capabilities"]),
+            target=manifest.target.name,
+        ),
+    )
+
+
+def _onnx(bundle: Bundle, threads: int | None) -> Backend:
+    manifest = bundle.manifest
+    path = bundle.artifact("onnx")
+    if path is None:
+        raise BundleError(f"Bundle {bundle.root} holds no ONNX model; build it again.")
+    for_cpu = manifest.target.kind == "cpu"
+    if for_cpu and (problem := misfit(manifest.target, machine_cpu(), precision=manifest.precision)):
+        raise DeviceError(problem)
+    # Off its target, a graph for TensorRT is run as written: ONNX Runtime's own INT8 fusions would change its numbers.
+    return open_onnx(path, threads=threads, exact=not for_cpu)

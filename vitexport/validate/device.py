@@ -1,0 +1,110 @@
+"""A loaded bundle enters; a `Report` on this device, made without torch and without the training data, leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitexport.artifacts import Progress
+from vitexport.datasets import ImageSet
+from vitexport.machine import describe_machine
+from vitexport.preprocess import normalize
+from vitexport.report import Check, Report, at_most, skipped
+from vitexport.runtime.model import Model, run_in_batches
+from vitexport.validate import metrics
+from vitexport.validate.latency import measure
+from vitexport.validate.numerics import Budget, compare
+
+DEVICE_BATCH = 8
+
+
+def title(model: Model) -> str:
+    """For example ``vit_small_patch16_224 · int8 · NVIDIA L4``."""
+    manifest = model.manifest
+    return f"{manifest.model['name']} · {manifest.precision} · {manifest.target.name}"
+
+
+def validate_bundle(model: Model, data: ImageSet | None, budget: Budget, progress: Progress) -> Report:
+    """Run the golden inputs, and `data` if given, through the artifact that ships."""
+    pixels, reference = model.bundle.golden()
+    spec = model.manifest.preprocess
+    progress("golden inputs")
+    logits = run_in_batches(model.backend, normalize(pixels, spec), model.manifest.batch)
+    numerics = compare(reference, logits, None, budget, where=f"golden inputs, {model.backend.description}")
+    checks = list(numerics.checks)
+    measurements: dict[str, Any] = {"golden": numerics.figures, "runtime": model.backend.description}
+    if data is None:
+        checks.append(skipped("accuracy", "no labelled images were given (--data DIR)"))
+    else:
+        check, figures = _accuracy(model, data, budget, progress)
+        checks.append(check)
+        measurements["accuracy"] = figures
+    verified = f"{len(model.manifest.files)} files were held against the manifest's sha256 before anything was loaded."
+    return Report(
+        title=title(model),
+        checks=tuple(checks),
+        measurements=measurements,
+        machine=describe_machine(),
+        notes=(verified,),
+    )
+
+
+def _accuracy(model: Model, data: ImageSet, budget: Budget, progress: Progress) -> tuple[Check, dict[str, Any]]:
+    """Accuracy here, held against PyTorch's at build time if that was measured on the same images."""
+    labels = data.labels
+    if labels is None:
+        return skipped("accuracy", "the images have no labels"), {}
+    logits = evaluate(model, data, progress)
+    top1 = float(metrics.in_top(logits, labels, 1).mean() * 100)
+    top5 = float(metrics.in_top(logits, labels, 5).mean() * 100)
+    figures: dict[str, Any] = {
+        "images": len(labels),
+        "top1": top1,
+        "top5": top5,
+        "data": data.name,
+        "data_sha256": data.sha256,
+        "skipped_images": dict(data.skipped),
+    }
+    built = model.bundle.report().measurements.get("accuracy", {})
+    if built.get("data_sha256") == data.sha256 and "reference_top1" in built:
+        drop = float(built["reference_top1"]) - top1
+        message = (
+            f"top-1 {top1:.2f} %, PyTorch {built['reference_top1']:.2f} % on the same {len(labels)} images at build time"
+        )
+        return at_most("accuracy", drop, budget.max_drop, message, "points"), figures | {"drop": drop}
+    message = f"top-1 {top1:.2f} % on {len(labels)} images; PyTorch was not measured on them, so no drop is known"
+    return skipped("accuracy", message), figures
+
+
+def evaluate(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.float32]:
+    """Logits of every picture of `data`, float32 [n, classes]."""
+    size = max(model.manifest.batch.optimum, min(DEVICE_BATCH, model.manifest.batch.maximum))
+    parts = []
+    done = 0
+    for images in data.batches(model.manifest.preprocess, size):
+        parts.append(run_in_batches(model.backend, images, model.manifest.batch))
+        done += len(images)
+        progress("classifying", done, len(data.files))
+    return np.concatenate(parts)
+
+
+def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: Progress) -> Report:
+    """Latency of the shipped artifact on this machine, on golden inputs."""
+    pixels, _ = model.bundle.golden()
+    size = batch or model.manifest.batch.optimum
+    images = normalize(np.resize(pixels, (size, *pixels.shape[1:])), model.manifest.preprocess)
+    progress(f"timing batch {size}")
+    before = describe_machine()
+    figures = measure(
+        {"shipped": lambda tensor: run_in_batches(model.backend, tensor, model.manifest.batch)}, images, seconds=seconds
+    )
+    after = describe_machine()
+    clocks = {"before": before.get("clock_mhz"), "after": after.get("clock_mhz")}
+    return Report(
+        title=title(model),
+        checks=(skipped("pytorch", "PyTorch is timed beside the bundle by vitexport build only"),),
+        measurements={"latency": figures, "clocks_mhz": clocks, "runtime": model.backend.description},
+        machine=after,
+    )
