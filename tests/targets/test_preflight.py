@@ -40,7 +40,7 @@ def test_nothing_speaks_against_a_cpu(precision: str) -> None:
         ("cpu-x86-vnni", "fp16", ["fp16 is not available for cpu-x86-vnni", " use fp32 or int8."]),
         ("jetson-nano", "int8", ["5.3 has no INT8 tensor cores", " use fp32 or fp16."]),
         ("jetson-tx2", "int8", ["6.2 has no INT8 tensor cores", " use fp32 or fp16."]),
-        ("t4", "int8", ["TensorRT-RTX 1.7.1 refused a W8A8 vit_small", "7.5", " use fp32 or fp16."]),
+        ("t4", "fp32", ["no float32 matrix multiplication", "7.5", " use fp16 or int8."]),
         ("l4", "fp8", ["fp8 is not offered", " use fp32 or fp16 or int8."]),
         ("cpu-x86-avx2", "fp8", ["fp8 is not offered", " use fp32 or int8."]),
         ("l4", "INT8", ["INT8 is not offered", "vitexport builds fp32, fp16, int8"]),

@@ -12,7 +12,7 @@ RTX = """
 version = "1.7.1"
 compute_capabilities = ["7.5", "8.9"]
 opset_max = 25
-int8_refused = { "7.5" = "it refused" }
+fp32_refused = { "7.5" = "it refused" }
 source = ["x"]
 """
 JETPACK = """
@@ -73,7 +73,7 @@ def test_a_right_catalogue_is_read() -> None:
     assert read.jetpacks["6.1"].carries("6.2.9")
     assert not read.jetpacks["6.1"].carries("6.3")
     assert not read.jetpacks["6.1"].optional
-    assert read.rtx.int8_refused == {"7.5": "it refused"}
+    assert read.rtx.fp32_refused == {"7.5": "it refused"}
 
 
 @pytest.mark.parametrize(

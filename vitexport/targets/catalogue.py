@@ -144,8 +144,8 @@ def _gpu_target(device: Device, rtx: RtxStack) -> Target:
     if device.compute_capability not in rtx.compute_capabilities:
         # Every TensorRT from 10.0 on reads opset 20, and the catalogue lists none below that here.
         return _target(device, "tensorrt", device.tensorrt, unavailable)
-    if device.compute_capability in rtx.int8_refused:
-        unavailable = {"int8": rtx.int8_refused[device.compute_capability]}
+    if device.compute_capability in rtx.fp32_refused:
+        unavailable |= {"fp32": rtx.fp32_refused[device.compute_capability]}
     return _target(device, "tensorrt-rtx", rtx.version, unavailable, opset_max=rtx.opset_max)
 
 

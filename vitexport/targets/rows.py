@@ -77,13 +77,13 @@ class RtxStack:
         version: For example ``1.7.1``.
         compute_capabilities: All that it can compile for.
         opset_max: Newest ONNX opset that its parser reads.
-        int8_refused: Compute capability to the reason why no int8 variant is offered there, as a clause.
+        fp32_refused: Compute capability to the reason why no fp32 variant is offered there, as a clause.
     """
 
     version: str
     compute_capabilities: tuple[str, ...]
     opset_max: int
-    int8_refused: Mapping[str, str] = dataclasses.field(hash=False)
+    fp32_refused: Mapping[str, str] = dataclasses.field(hash=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +179,7 @@ def _rtx(fields: Fields) -> RtxStack:
         version=_version(fields, "version"),
         compute_capabilities=_capabilities(fields, "compute_capabilities"),
         opset_max=fields.integer("opset_max"),
-        int8_refused=MappingProxyType(fields.named_texts("int8_refused")),
+        fp32_refused=MappingProxyType(fields.named_texts("fp32_refused")),
     )
     _sources(fields)
     fields.finish()
