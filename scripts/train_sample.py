@@ -23,15 +23,17 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save
 from sklearn.datasets import load_digits
@@ -39,11 +41,6 @@ from sklearn.model_selection import train_test_split
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
 Indices: TypeAlias = "NDArray[np.int64]"
 
@@ -260,7 +257,8 @@ def augment(batch: Tensor, limits: Augmentation, generator: torch.Generator) -> 
     mean, std = float(PREPROCESSING["mean"][0]), float(PREPROCESSING["std"][0])
     # Between 0 and 1 the digits' background is 0, which is what grid_sample puts beyond the border.
     pixels = batch * std + mean
-    grid = functional.affine_grid(affine_matrices(count, size, limits, generator), list(batch.shape), align_corners=False)
+    matrices = affine_matrices(count, size, limits, generator)
+    grid = functional.affine_grid(matrices, list(batch.shape), align_corners=False)
     pixels = functional.grid_sample(pixels, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
     gain = 1 + (torch.rand(count, 1, 1, 1, generator=generator) * 2 - 1) * limits.contrast
     strength = torch.rand(count, 1, 1, 1, generator=generator) * limits.noise

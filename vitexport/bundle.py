@@ -187,18 +187,25 @@ def open_bundle(root: Path) -> Bundle:
     """
     manifest = _read_manifest(root)
     for relative, expected in manifest.files.items():
-        path = _inside(root, relative)
-        if not path.is_file():
-            raise BundleError(f"Bundle {root} lacks {relative}, which its manifest names; copy or build it again.")
-        if (seen := file_sha256(path)) != expected:
-            raise BundleError(
-                f"{relative} in bundle {root} has sha256 {seen[:16]}…, but the manifest says {expected[:16]}…; "
-                "the file was changed or damaged. Copy the bundle again, or build it again."
-            )
+        try:
+            _verify(root, relative, expected)
+        except OSError as error:
+            raise BundleError(f"{relative[:80]} in bundle {root} cannot be read: {error.strerror}.") from None
     for role, relative in manifest.artifacts.items():
         if relative not in manifest.files:
             raise BundleError(f"Bundle {root} names {relative} as {role}, but has no sha256 for it; build it again.")
     return Bundle(root=root, manifest=manifest)
+
+
+def _verify(root: Path, relative: str, expected: str) -> None:
+    path = _inside(root, relative)
+    if not path.is_file():
+        raise BundleError(f"Bundle {root} lacks {relative}, which its manifest names; copy or build it again.")
+    if (seen := file_sha256(path)) != expected:
+        raise BundleError(
+            f"{relative} in bundle {root} has sha256 {seen[:16]}…, but the manifest says {expected[:16]}…; "
+            "the file was changed or damaged. Copy the bundle again, or build it again."
+        )
 
 
 def _read_manifest(root: Path) -> Manifest:
@@ -206,10 +213,11 @@ def _read_manifest(root: Path) -> Manifest:
     if not root.is_dir():
         raise BundleError(f"Bundle {root} does not exist or is not a folder.")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        data = json.loads(text)
     except FileNotFoundError:
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
@@ -218,8 +226,7 @@ def _read_manifest(root: Path) -> Manifest:
         raise BundleError(
             f"Bundle {root} has format {version}; this vitexport reads up to {FORMAT_VERSION}. Upgrade vitexport."
         )
-    content = {key: value for key, value in data.items() if key != "sha256"}
-    if data.get("sha256") != _content_sha256(content):
+    if not _is_as_written(text, data):
         raise BundleError(f"{path} was changed after it was written. Copy the bundle again, or build it again.")
     try:
         return Manifest.from_json(data)
@@ -232,9 +239,11 @@ def _inside(root: Path, relative: str) -> Path:
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative:
         raise BundleError(f"Bundle {root} names {relative!r}, which lies outside it; it is not opened.")
-    path = root / pure
-    if path.is_symlink():
-        raise BundleError(f"{relative} in bundle {root} is a symbolic link; a bundle holds plain files only.")
+    path = root
+    for part in pure.parts:
+        path /= part
+        if path.is_symlink():
+            raise BundleError(f"{relative} in bundle {root} is or passes a symbolic link; a bundle holds plain files only.")
     return path
 
 
@@ -250,6 +259,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, {**data, "sha256": _content_sha256(data)})
 
 
+def _is_as_written(text: str, data: Mapping[str, Any]) -> bool:
+    """Whether `text` is, to the byte, what `write_manifest` wrote: its content has the hash, and its form is ours."""
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    try:
+        return data.get("sha256") == _content_sha256(content) and text == _json_text(data)
+    except ValueError:  # NaN, or half a surrogate pair
+        return False
+
+
 def _content_sha256(data: Mapping[str, Any]) -> str:
     canonical = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -257,8 +275,11 @@ def _content_sha256(data: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write `data` as UTF-8 JSON, indented; NaN and infinity are refused, since JSON has none."""
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(_json_text(data).encode())
+
+
+def _json_text(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_output(out: Path, *, force: bool) -> None:
@@ -286,7 +307,8 @@ def staging(out: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` if the block ends well, and goes away if it does not.
 
     Raises:
-        InputError: As `check_output`; or the disk is full or refuses.
+        InputError: As `check_output`, before the block and, for what appeared meanwhile, after it; or the disk is full or
+            refuses.
     """
     check_output(out, force=force)
     folder: Path | None = None
@@ -295,6 +317,7 @@ def staging(out: Path, *, force: bool) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
         folder.chmod(0o755)
         yield folder
+        check_output(out, force=force)
         _replace(folder, out)
         made = []
     except OSError as error:
@@ -315,12 +338,16 @@ def _make_parents(parent: Path) -> list[Path]:
     while not parent.exists():
         missing.append(parent)
         parent = parent.parent
+    made: list[Path] = []
     try:
         for folder in reversed(missing):
             folder.mkdir()
+            made.insert(0, folder)
     except OSError as error:
+        for folder in made:
+            folder.rmdir()
         raise InputError(f"Folder {missing[0]} cannot be created: {error.strerror or error}.") from error
-    return missing
+    return made
 
 
 def _replace(folder: Path, out: Path) -> None:
@@ -333,12 +360,12 @@ def _replace(folder: Path, out: Path) -> None:
         folder.rename(out)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.absolute().parent))
+    old = aside / "bundle"
     try:
-        out.rename(aside / "bundle")
-        try:
-            folder.rename(out)
-        except OSError:
-            (aside / "bundle").rename(out)
-            raise
+        out.rename(old)
+        folder.rename(out)
     finally:
+        # After an error, and after Ctrl-C too. Should the way back fail, the old bundle stays where it is.
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(aside, ignore_errors=True)

@@ -170,13 +170,18 @@ def _find(root: Path) -> list[Path]:
     paths = [
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path.relative_to(root)) and path.is_file()
     ]
     if not paths:
         raise InputError(
             f"Image folder {root} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _is_hidden(relative: Path) -> bool:
+    """Whether it, or a folder that it is in, has a name with a dot in front: thumbnails, caches, waste baskets."""
+    return any(part.startswith(".") for part in relative.parts)
 
 
 def _spread(paths: Sequence[Path], limit: int) -> list[Path]:

@@ -31,6 +31,9 @@ RESAMPLING: Mapping[str, Image.Resampling] = {
     "hamming": Image.Resampling.HAMMING,
 }
 
+# SyntaxError is what Pillow's PNG reader raises on a broken chunk.
+_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
@@ -106,7 +109,11 @@ def load_image(source: ImageLike) -> Image.Image:
         InputError: The file is missing, is not a picture or is cut short; or the array has another shape or type.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        try:
+            return _rgb(source)
+        except _DECODE_ERRORS as error:
+            # Pillow reads the file behind a picture only now.
+            raise InputError(f"A Pillow image cannot be read: {error}") from None
     if isinstance(source, np.ndarray):
         grey_or_rgb = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)
         if source.dtype != np.uint8 or not grey_or_rgb or 0 in source.shape:
@@ -117,14 +124,20 @@ def load_image(source: ImageLike) -> Image.Image:
         return Image.fromarray(source).convert("RGB")
     try:
         with Image.open(source) as image:
-            return image.convert("RGB")
+            return _rgb(image)
     except FileNotFoundError:
         raise InputError(f"Image {source} does not exist.") from None
     except UnidentifiedImageError:
         raise InputError(f"{source} is not an image that Pillow can read.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        # SyntaxError is what Pillow's PNG reader raises on a broken chunk.
+    except _DECODE_ERRORS as error:
         raise InputError(f"Image {source} cannot be read: {error}") from None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        # The same pixels; Pillow would warn that a palette with transparency is to go through RGBA.
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
 
 
 def to_pixels(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.uint8]:

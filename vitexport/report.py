@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -98,8 +99,9 @@ class Report:
         return ", ".join(f"{self.count(status)} {status}" for status in ("passed", "failed", "skipped"))
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values; `from_json` reads it back."""
-        return {"verdict": self.verdict, **dataclasses.asdict(self)}
+        """The report as plain JSON values; `from_json` reads it back. NaN and infinity, which JSON lacks, become null."""
+        data: dict[str, Any] = _finite({"verdict": self.verdict, **dataclasses.asdict(self)})
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
@@ -182,6 +184,16 @@ def candidate_rows(candidates: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
         )
         for name, row in candidates.items()
     ]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _number(value: float | None, form: str) -> str:

@@ -60,7 +60,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
         show.print_json({"bundle": str(bundle.root), **report.to_json()})
     else:
         show.show_report(report, verbose=verbose)
-        show.console().print(f"bundle: {bundle.root} ({bundle.size / 2**20:.1f} MiB)")
+        click.echo(f"bundle: {bundle.root} ({bundle.size / 2**20:.1f} MiB)")
     return report.exit_code
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -23,14 +23,24 @@ from vitexport.targets import Device, Finding, Target, resolve
 
 MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]failed[/]", "skipped": "[yellow]skipped[/]"}
 LEVELS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
-# A pipe has no width; wide enough that tables do not fold in a log.
-LOG_WIDTH = 160
+# A pipe has no width; wide enough that no line of ours folds in a log.
+LOG_WIDTH = 2000
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr that does not fold lines when it is not a terminal."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else LOG_WIDTH, highlight=False, soft_wrap=False)
+class Output(Console):
+    """Stdout for people. What is not a terminal gets each line whole and without the blanks that pad a table."""
+
+    def __init__(self) -> None:
+        super().__init__(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print `renderable`, a table, a text or markup."""
+        if self.is_terminal:
+            self.print(renderable)
+            return
+        with self.capture() as captured:
+            self.print(renderable)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -50,7 +60,7 @@ def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=console(stderr=True),
+            console=Console(stderr=True, highlight=False),
             transient=True,
         ) as live:
             yield _Live(live)
@@ -93,52 +103,55 @@ class _Lines:
 
 def show_report(report: Report, *, verbose: bool) -> None:
     """The report on stdout: checks, latency, notes; costs and machine when `verbose`."""
-    out = console()
-    out.print(f"[bold]{escape(report.title)}[/]")
+    out = Output()
+    out.show(f"[bold]{escape(report.title)}[/]")
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in report.checks:
         table.add_row(MARKS[check.status], check.name, Text(check.message))
-    out.print(table)
+    out.show(table)
     if latency := report.measurements.get("latency"):
-        out.print(_grid(LATENCY_COLUMNS, latency_rows(latency)))
+        out.show(_grid(LATENCY_COLUMNS, latency_rows(latency)))
     if len(candidates := report.measurements.get("candidates", {})) > 1:
-        out.print(_grid(CANDIDATE_COLUMNS, candidate_rows(candidates)))
+        out.show(_grid(CANDIDATE_COLUMNS, candidate_rows(candidates)))
     if size := report.measurements.get("size"):
         sizes = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**20:.2f} MiB" for key, value in size.items())
-        out.print(f"size: {sizes}")
+        out.show(f"size: {sizes}")
     for note in report.notes:
-        out.print(Text(f"note: {note}"))
+        out.show(Text(f"note: {note}"))
     if verbose:
         _show_costs(out, report)
     colour = "red" if report.verdict == "failed" else "green"
-    out.print(f"[bold {colour}]{report.verdict}[/]: {report.summary}")
+    out.show(f"[bold {colour}]{report.verdict}[/]: {report.summary}")
 
 
-def _show_costs(out: Console, report: Report) -> None:
+def _show_costs(out: Output, report: Report) -> None:
     if report.stages:
         rows = [
             (stage.name, f"{stage.seconds:.1f}", f"{stage.peak_mib:.0f}" if stage.peak_mib else "not known")
             for stage in report.stages
         ]
-        out.print(_grid(("stage", "seconds", "peak MiB"), rows))
+        out.show(_grid(("stage", "seconds", "peak MiB"), rows))
     for key, value in report.machine.items():
-        out.print(Text(f"{key}: {value}"))
+        out.show(Text(f"{key}: {value}"))
 
 
 def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table without lines: figures to the right, words to the left, columns that are empty throughout left out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index in (0, len(header) - 1) else "right")
+    kept = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    for index in kept:
+        cells = [row[index] for row in rows if row[index]]
+        table.add_column(header[index], justify="right" if all(cell[0] in "+-0123456789" for cell in cells) else "left")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(row[index]) for index in kept))
     return table
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
     """One line each, on stdout."""
-    out = console()
+    out = Output()
     for finding in findings:
-        out.print(f"{LEVELS[finding.level]}: {escape(finding.message)}")
+        out.show(f"{LEVELS[finding.level]}: {escape(finding.message)}")
 
 
 def show_devices(devices: Sequence[Device]) -> None:
@@ -157,7 +170,7 @@ def show_devices(devices: Sequence[Device]) -> None:
                 "here" if target.engine_here else ("on the device" if target.typing else "not needed"),
             )
         )
-    console().print(_grid(("target", "device", "capability", "runtime", "precisions", "memory", "engine is built"), rows))
+    Output().show(_grid(("target", "device", "capability", "runtime", "precisions", "memory", "engine is built"), rows))
 
 
 def _stack(target: Target) -> str:
@@ -194,7 +207,7 @@ def show_target(target: Target, device: Device) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in rows:
         table.add_row(f"[bold]{escape(name)}[/]", Text(value))
-    console().print(table)
+    Output().show(table)
 
 
 def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
@@ -228,23 +241,23 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", Text(value))
-    out = console()
-    out.print(table)
+    out = Output()
+    out.show(table)
     roles = {path: role for role, path in manifest.artifacts.items()}
     files = [
         (path, roles.get(path, ""), f"{(bundle.root / path).stat().st_size / 2**20:.2f} MiB", f"{digest[:16]}…")
         for path, digest in manifest.files.items()
     ]
-    out.print(_grid(("file", "role", "size", "sha256, verified"), files))
+    out.show(_grid(("file", "role", "size", "sha256, verified"), files))
     show_report(bundle.report(), verbose=verbose)
 
 
 def show_predictions(images: Sequence[str], ranked: Sequence[Sequence[tuple[str, float]]]) -> None:
     """Label, score and a bar for each image."""
-    out = console()
+    out = Output()
     width = max(len(label) for best in ranked for label, _ in best)
     for image, best in zip(images, ranked, strict=True):
-        out.print(Text(image, style="bold"))
+        out.show(Text(image, style="bold"))
         for label, probability in best:
             bar = "█" * round(probability * 30)
-            out.print(Text(f"  {label:<{width}}  {probability * 100:6.2f} %  {bar}"))
+            out.show(Text(f"  {label:<{width}}  {probability * 100:6.2f} %  {bar}"))

@@ -30,7 +30,7 @@ from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_o
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
 from vitexport.targets import machine_cpu, misfit
-from vitexport.validate.latency import Runner, measure
+from vitexport.validate.latency import Runner, Timing, measure
 from vitexport.validate.numerics import Numerics, compare, parity
 from vitexport.validate.probes import probe_pixels
 from vitexport.validate.reference import description, reference_logits, reference_runner
@@ -103,17 +103,19 @@ def _build(work: _Work) -> Report:
     reference = _reference(work)
     checks = [_parity(work, exported, reference)]
     candidates = [_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
-    timings = _time_cpu(work, exported, candidates, reference)
-    chosen, notes = _choose(work, candidates, timings)
+    timing = _time_cpu(work, exported, candidates, reference)
+    chosen, notes = _choose(work, candidates, timing)
     checks += chosen.numerics.checks
-    checks += _speed_checks(work, chosen, timings)
+    checks += _speed_checks(work, chosen, timing)
     shipped = _ship(chosen, exported, work.folder)
     engine = None
+    if timing is not None and timing.caution:
+        notes.append(timing.caution)
     if target.typing is not None:
         engine = _engine(work, shipped)
         checks += _engine_checks(work, engine, reference)
         notes.append(_CPU_NUMERICS)
-    figures = _figures(chosen, candidates, exported, shipped, engine, timings, reference)
+    figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
     report = Report(
         title=f"{work.prepared.source.name} · {shipped.precision} · {target.name}",
         checks=tuple(checks),
@@ -280,11 +282,11 @@ def _evaluate(work: _Work, backend: Backend, reference: _Reference, precision: s
     return _over(reference.images, work, f"validating {precision}", lambda images: run_in_batches(backend, images, batch))
 
 
-def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate], reference: _Reference) -> dict[str, Any]:
-    """Latency of every candidate, the float ONNX and PyTorch, in turn in one run; nothing where it would not count."""
+def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate], reference: _Reference) -> Timing | None:
+    """Latency of every candidate, the float ONNX and PyTorch, in turn in one run; None where it would not count."""
     target = work.prepared.target
     if target.kind != "cpu" or misfit(target, machine_cpu(), precision="int8") is not None:
-        return {}
+        return None
     work.progress("timing beside PyTorch")
     with work.watch.stage("latency"):
         images = _golden_batch(work, reference, work.request.batch.optimum)
@@ -293,21 +295,22 @@ def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate]
         threads = available_threads()
         runners: dict[str, Runner] = {"pytorch": reference_runner(work.prepared.model, threads)}
         runners |= {name: backend.run for name, backend in backends.items()}
-        figures: dict[str, Any] = dict(measure(runners, images, seconds=LATENCY_SECONDS))
+        timing = measure(runners, images, seconds=LATENCY_SECONDS)
     for name, backend in backends.items():
-        figures[name]["runtime"] = backend.description
-    figures["pytorch"]["runtime"] = f"{description()}, {threads} threads"
-    return figures
+        timing.figures[name]["runtime"] = backend.description
+    timing.figures["pytorch"]["runtime"] = f"{description()}, {threads} threads"
+    return timing
 
 
-def _choose(work: _Work, candidates: Sequence[_Candidate], timings: dict[str, Any]) -> tuple[_Candidate, list[str]]:
+def _choose(work: _Work, candidates: Sequence[_Candidate], timing: Timing | None) -> tuple[_Candidate, list[str]]:
     """The fastest candidate within the budget; float if none is, so that its failed check is seen."""
     request, prepared = work.request, work.prepared
     if request.precision != "auto":
         return candidates[0], []
     within = [candidate for candidate in candidates if candidate.numerics.within_budget]
-    if timings:
-        within.sort(key=lambda candidate: timings[candidate.onnx.precision]["p50_ms"])
+    if timing is not None:
+        figures = timing.figures
+        within.sort(key=lambda candidate: figures[candidate.onnx.precision]["p50_ms"])
         how = "measured here, side by side"
     else:
         how = f"ordered by the peak rates of {prepared.target.name}; nothing was measured on the device"
@@ -321,26 +324,26 @@ def _choose(work: _Work, candidates: Sequence[_Candidate], timings: dict[str, An
     return chosen, [note]
 
 
-def _speed_checks(work: _Work, chosen: _Candidate, timings: dict[str, Any]) -> list[Check]:
+def _speed_checks(work: _Work, chosen: _Candidate, timing: Timing | None) -> list[Check]:
     """INT8 that is not faster than float on its own CPU has failed at what it is for."""
     target = work.prepared.target
     if target.kind != "cpu":
         return []
-    if not timings:
+    if timing is None:
         return [
             skipped("latency", f"this machine cannot run the variant for {target.name}; time it there with vitexport bench")
         ]
     precision = chosen.onnx.precision
     if precision != "int8":
         return []
-    ratio = timings["fp32"]["p50_ms"] / timings["int8"]["p50_ms"]
+    fast, slow = timing.figures["int8"]["p50_ms"], timing.figures["fp32"]["p50_ms"]
+    ratio = slow / fast
     return [
         at_least(
             "faster_than_float",
             ratio,
             1.0,
-            f"INT8 is {ratio:.2f} x as fast as the float ONNX in the same runtime "
-            f"({timings['int8']['p50_ms']:.2f} ms against {timings['fp32']['p50_ms']:.2f} ms)",
+            f"INT8 is {ratio:.2f} x as fast as the float ONNX in the same runtime ({fast:.2f} ms against {slow:.2f} ms)",
             "ratio",
         )
     ]
@@ -402,7 +405,7 @@ def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
     exported: OnnxModel,
     shipped: OnnxModel,
     engine: Engine | None,
-    timings: dict[str, Any],
+    timing: Timing | None,
     reference: _Reference,
 ) -> dict[str, Any]:
     """Measurements of the report, as JSON values."""
@@ -419,7 +422,8 @@ def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
     return {
         "accuracy": accuracy,
         "candidates": {candidate.onnx.precision: candidate.numerics.figures for candidate in candidates},
-        "latency": timings,
+        "latency": timing.figures if timing is not None else {},
+        "others_percent": timing.others_percent if timing is not None else None,
         "size": sizes,
     }
 

@@ -97,7 +97,7 @@ def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: P
     images = normalize(np.resize(pixels, (size, *pixels.shape[1:])), model.manifest.preprocess)
     progress(f"timing batch {size}")
     before = describe_machine()
-    figures = measure(
+    timing = measure(
         {"shipped": lambda tensor: run_in_batches(model.backend, tensor, model.manifest.batch)}, images, seconds=seconds
     )
     after = describe_machine()
@@ -105,6 +105,12 @@ def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: P
     return Report(
         title=title(model),
         checks=(skipped("pytorch", "PyTorch is timed beside the bundle by vitexport build only"),),
-        measurements={"latency": figures, "clocks_mhz": clocks, "runtime": model.backend.description},
+        measurements={
+            "latency": timing.figures,
+            "others_percent": timing.others_percent,
+            "clocks_mhz": clocks,
+            "runtime": model.backend.description,
+        },
         machine=after,
+        notes=(timing.caution,) if timing.caution else (),
     )

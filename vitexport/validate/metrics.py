@@ -13,17 +13,19 @@ HIGHEST_SQNR_DB = 150.0
 
 
 def relative_error(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Largest |candidate - reference| over largest |reference|; NaN if either holds NaN."""
+    """Largest |candidate - reference| over largest |reference|; NaN or infinite if either holds such a value."""
     largest = float(np.abs(reference).max())
-    difference = float(np.abs(candidate.astype(np.float64) - reference).max())
+    with np.errstate(invalid="ignore"):
+        difference = float(np.abs(candidate.astype(np.float64) - reference).max())
     return difference / largest if largest else difference
 
 
 def sqnr_db(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Signal to quantization noise ratio over all logits in decibels, at most `HIGHEST_SQNR_DB`; NaN if either has NaN."""
+    """Signal to quantization noise ratio over all logits in decibels, at most `HIGHEST_SQNR_DB`; NaN if one is not finite."""
     wide = reference.astype(np.float64)
-    signal, noise = float((wide**2).sum()), float(((candidate - wide) ** 2).sum())
-    if math.isnan(signal) or math.isnan(noise):
+    with np.errstate(invalid="ignore"):
+        signal, noise = float((wide**2).sum()), float(((candidate - wide) ** 2).sum())
+    if not (math.isfinite(signal) and math.isfinite(noise)):
         return math.nan
     if noise == 0.0:
         return HIGHEST_SQNR_DB

@@ -73,19 +73,17 @@ def compare(
         budget: What is allowed.
         where: What computed the candidate's logits and on which images, for the messages.
     """
+    for logits, whose in ((candidate, "the logits"), (reference, "PyTorch's logits")):
+        if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
+            message = f"NaN or infinity in {whose} of {bad} of {len(logits)} images ({where})"
+            check = Check(name="finite", status="failed", message=message)
+            return Numerics(checks=(check,), figures={"images": len(reference), "not_finite": bad})
     figures: dict[str, Any] = {
         "images": len(reference),
         "agreement_percent": metrics.agreement(reference, candidate),
         "cosine": metrics.cosine(reference, candidate),
         "sqnr_db": metrics.sqnr_db(reference, candidate),
     }
-    finite = bool(np.isfinite(candidate).all())
-    if not finite:
-        bad = int((~np.isfinite(candidate)).any(axis=1).sum())
-        check = Check(
-            name="finite", status="failed", message=f"NaN or infinity in the logits of {bad} of {len(candidate)} images"
-        )
-        return Numerics(checks=(check,), figures={"images": len(reference), "not_finite": bad})
     if labels is None:
         measured = figures["agreement_percent"]
         message = f"same top-1 as PyTorch on {measured:.2f} % of {len(reference)} images ({where})"
