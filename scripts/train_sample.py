@@ -7,9 +7,11 @@ transform, which is the way any other user of the checkpoint prepares its input:
 
     DIR/calibration/digits/<class>/digit_<index>.png        calibration
     DIR/calibration/digits-val/<class>/digit_<index>.png    validation (held out)
-    DIR/scripts/sample/digits_vit.safetensors               weights, float32, keys as timm names them
-    DIR/scripts/sample/digits_vit.json                      how to build the model and prepare its input
-    DIR/scripts/sample/labels.txt                           one class a line
+    DIR/scripts/sample/model.safetensors                    weights, float32, keys as timm names them
+    DIR/scripts/sample/config.json                          architecture, preprocessing and labels, as timm reads them
+    DIR/scripts/sample/training.json                        how the weights came about, and the held-out accuracy
+
+scripts/sample is a folder that timm loads by itself: ``timm.create_model("local-dir:scripts/sample", pretrained=True)``.
 
 DIR is the repository unless `--out` names another folder. The same machine, library versions and number of
 threads give the same bytes again.
@@ -35,9 +37,10 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,18 +90,23 @@ class Layout:
 
     @property
     def sample(self) -> Path:
-        """The checkpoint, its description and its labels."""
+        """The checkpoint, its configuration and how it was trained."""
         return self.root / "scripts" / "sample"
 
     @property
     def weights(self) -> Path:
         """The checkpoint."""
-        return self.sample / "digits_vit.safetensors"
+        return self.sample / "model.safetensors"
 
     @property
-    def description(self) -> Path:
-        """The JSON that says how to build the model and prepare its input."""
-        return self.sample / "digits_vit.json"
+    def config(self) -> Path:
+        """What timm needs to build the model and prepare its input."""
+        return self.sample / "config.json"
+
+    @property
+    def training(self) -> Path:
+        """How the weights came about."""
+        return self.sample / "training.json"
 
 
 @dataclass(frozen=True)
@@ -324,12 +332,27 @@ def train(inputs: Tensor, labels: Tensor, recipe: Recipe) -> nn.Module:
     return model
 
 
-def describe(split: Split, score: Score, recipe: Recipe, threads: int, digest: str) -> bytes:
-    """The JSON beside the weights, without date or path: the same training gives the same file."""
+def configuration() -> bytes:
+    """What timm reads from a ``local-dir:`` folder: architecture, its arguments, preprocessing and labels."""
     content = {
-        "model": MODEL_NAME,
-        "model_kwargs": MODEL_KWARGS,
-        **PREPROCESSING,
+        "architecture": MODEL_NAME,
+        "num_classes": MODEL_KWARGS["num_classes"],
+        "model_args": {key: value for key, value in MODEL_KWARGS.items() if key != "num_classes"},
+        "label_names": [str(digit) for digit in range(10)],
+        "pretrained_cfg": {
+            **PREPROCESSING,
+            "crop_mode": "center",
+            "fixed_input_size": True,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def describe(split: Split, score: Score, recipe: Recipe, threads: int, digest: str) -> bytes:
+    """How the weights came about, without date or path: the same training gives the same file."""
+    content = {
         "split": {
             "training": len(split.training),
             "calibration": len(split.calibration),
@@ -367,22 +390,20 @@ def make_sample(layout: Layout, recipe: Recipe, threads: int) -> None:
     weights = save({key: value.contiguous() for key, value in model.state_dict().items()}, {"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
     replace_file(layout.weights, weights)
-    replace_file(layout.description, describe(split, score, recipe, threads, digest))
-    replace_file(layout.sample / "labels.txt", "".join(f"{digit}\n" for digit in range(10)).encode())
+    replace_file(layout.config, configuration())
+    replace_file(layout.training, describe(split, score, recipe, threads, digest))
     print(f"wrote {layout.weights.name}: {len(weights)} bytes, sha256 {digest}")
 
 
 def check_sample(layout: Layout) -> Score:
     """Measure the checkpoint that is there on the validation PNGs that are there; nothing is written."""
-    for path in (layout.weights, layout.description):
+    for path in (layout.weights, layout.config):
         if not path.is_file():
             raise click.ClickException(f"{path} does not exist; train first, or name its root with --out.")
-    description = json.loads(layout.description.read_text(encoding="utf-8"))
-    name, kwargs = description["model"], description["model_kwargs"]
-    model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
-    model.load_state_dict(load_file(layout.weights))
+    model: nn.Module = timm.create_model(f"local-dir:{layout.sample}", pretrained=True)
     images, labels = read_pngs(layout.validation)
-    return measure(model, preprocess(images, {key: description[key] for key in PREPROCESSING}), labels)
+    config = resolve_model_data_config(model)
+    return measure(model, preprocess(images, {key: config[key] for key in PREPROCESSING}), labels)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

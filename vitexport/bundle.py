@@ -187,10 +187,7 @@ def open_bundle(root: Path) -> Bundle:
     """
     manifest = _read_manifest(root)
     for relative, expected in manifest.files.items():
-        try:
-            _verify(root, relative, expected)
-        except OSError as error:
-            raise BundleError(f"{relative[:80]} in bundle {root} cannot be read: {error.strerror}.") from None
+        _verify(root, relative, expected)
     for role, relative in manifest.artifacts.items():
         if relative not in manifest.files:
             raise BundleError(f"Bundle {root} names {relative} as {role}, but has no sha256 for it; build it again.")
@@ -198,10 +195,14 @@ def open_bundle(root: Path) -> Bundle:
 
 
 def _verify(root: Path, relative: str, expected: str) -> None:
-    path = _inside(root, relative)
-    if not path.is_file():
+    try:
+        path = _inside(root, relative)
+        seen = file_sha256(path) if path.is_file() else None
+    except OSError as error:
+        raise BundleError(f"{relative[:80]} in bundle {root} cannot be read: {error.strerror}.") from None
+    if seen is None:
         raise BundleError(f"Bundle {root} lacks {relative}, which its manifest names; copy or build it again.")
-    if (seen := file_sha256(path)) != expected:
+    if seen != expected:
         raise BundleError(
             f"{relative} in bundle {root} has sha256 {seen[:16]}…, but the manifest says {expected[:16]}…; "
             "the file was changed or damaged. Copy the bundle again, or build it again."

@@ -130,7 +130,7 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
         InputError: Missing, not UTF-8, empty, a name twice, or another number than `classes`.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Labels file {path} cannot be read as UTF-8 text: {error}") from None
     if not names:

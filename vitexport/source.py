@@ -148,6 +148,8 @@ def _create_kwargs(request: ModelRequest) -> dict[str, Any]:
 def _weights_name(request: ModelRequest, config: Mapping[str, Any]) -> str:
     if request.checkpoint is not None:
         return f"checkpoint:{request.checkpoint.name}"
+    if request.pretrained and request.name.startswith("local-dir:"):
+        return request.name
     if request.pretrained:
         return f"pretrained:{config.get('tag') or config.get('hf_hub_id') or request.name}"
     return f"random:seed={request.seed}"
@@ -383,13 +385,30 @@ def _state_sha256(model: nn.Module) -> str:
 
 
 def _labels(model: nn.Module, request: ModelRequest) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """ImageNet's names for pretrained ImageNet classifiers; for anything else the user has to say."""
+    """Names that come with the weights, or ImageNet's for its classifiers; for anything else the user has to say.
+
+    Returns:
+        Labels for people, and the names that class folders may have instead; each in the order of the logits, or None.
+    """
     if request.checkpoint is not None or not request.pretrained or "num_classes" in _create_kwargs(request):
         return None, None
+    config = getattr(model, "pretrained_cfg", {})
+    count = int(model.num_classes)  # type: ignore[arg-type]
+    own = config.get("label_names")
+    if own:
+        names = [own[str(index)] if isinstance(own, dict) else own[index] for index in range(min(count, len(own)))]
+        descriptions = config.get("label_descriptions") or {}
+        labels = tuple(str(descriptions.get(name, name)) for name in names)
+        return (labels, tuple(map(str, names))) if len(set(labels)) == count else (None, None)
     subset = infer_imagenet_subset(model)
     if subset is None:
         return None, None
     info = ImageNetInfo(subset)
-    count = int(model.num_classes)  # type: ignore[arg-type]
-    labels = tuple(info.index_to_description(index).partition(",")[0] for index in range(count))
-    return labels, tuple(info.label_names())
+    synsets = tuple(info.label_names())
+    full = [info.index_to_description(index) for index in range(count)]
+    short = [name.partition(",")[0] for name in full]
+    # ImageNet has two cranes and two maillots; what is not unique keeps its synset beside it.
+    labels = tuple(
+        name if short.count(name) == 1 else f"{name} ({synset})" for name, synset in zip(short, synsets, strict=True)
+    )
+    return labels, synsets

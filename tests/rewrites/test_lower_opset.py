@@ -98,7 +98,9 @@ def test_allowzero_that_means_something_is_not_dropped_silently() -> None:
 
 def test_computed_axes_are_refused_by_name() -> None:
     axes = helper.make_node("Shape", ["image"], ["axes"], name="Shape", start=2)
-    model = graph_of([axes, node("ReduceMean", ["image", "axes"], [OUTPUT_NAME])], {}, [2, 2, 1])
+    flat = node("Reshape", ["mean", "flat"], [OUTPUT_NAME])
+    reduce = node("ReduceMean", ["image", "axes"], ["mean"])
+    model = graph_of([axes, reduce, flat], {"flat": np.asarray([-1], np.int64)}, [2, 2, 1])
     with pytest.raises(ToolchainError, match=r"LowerOpset.*m/ReduceMean has computed axes"):
         apply(model, LowerOpset(17))
 

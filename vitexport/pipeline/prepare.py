@@ -69,7 +69,8 @@ def plan(request: BuildRequest) -> Plan:
     if model_request.checkpoint is None and model_request.pretrained:
         # The plan looks whether the weights can be had, and then makes do with untrained ones of the same shapes.
         problems.attempt(lambda: sources.check_available(model_request))
-        model_request = dataclasses.replace(model_request, pretrained=False)
+        local = model_request.name.startswith("local-dir:")
+        model_request = dataclasses.replace(model_request, pretrained=local)
     loaded = problems.attempt(lambda: sources.load(model_request))
     source = loaded[1] if loaded else None
     if target is not None:

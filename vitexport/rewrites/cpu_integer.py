@@ -21,6 +21,7 @@ from vitexport.rewrites.graph import (
     make_node,
     only_consumer,
     operand,
+    take_over,
 )
 from vitexport.rewrites.insert_qdq import QuantizedLinear
 
@@ -76,7 +77,7 @@ def _quantize(graph: ir.Graph, node: ir.Node, layer: QuantizedLinear) -> ir.Node
 def _replace(graph: ir.Graph, node: ir.Node, quantize: ir.Node, layer: QuantizedLinear) -> None:
     name = f"{operand(node, 1).name}"
     add = only_consumer(node.outputs[0])
-    bias = _bias(add, node.outputs[0]) if add is not None else None
+    bias = _bias(add, node.outputs[0], layer.weight.shape[1]) if add is not None else None
     last = add if bias is not None and add is not None else node
     output = last.outputs[0]
     integer = make_node(
@@ -96,18 +97,18 @@ def _replace(graph: ir.Graph, node: ir.Node, quantize: ir.Node, layer: Quantized
         domain=MICROSOFT,
     )
     graph.insert_before(node, [integer])
-    output.replace_all_uses_with(integer.outputs[0], replace_graph_outputs=True)
+    take_over(output, integer.outputs[0])
     if last is not node:
         graph.remove(last, safe=True)
     graph.remove(node, safe=True)
 
 
-def _bias(add: ir.Node, product: ir.Value) -> ir.Value | None:
-    """The one-dimensional constant that `add` adds to `product`, if it is that."""
+def _bias(add: ir.Node, product: ir.Value, width: int) -> ir.Value | None:
+    """The constant of `width` elements that `add` adds to `product`, if it is that."""
     if add.op_type != "Add":
         return None
     for value in add.inputs:
         array = constant(value)
-        if value is not None and value is not product and array is not None and array.ndim == 1:
+        if value is not None and value is not product and array is not None and array.shape == (width,):
             return value
     return None

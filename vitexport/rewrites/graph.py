@@ -67,8 +67,17 @@ def operand(node: ir.Node, index: int) -> ir.Value:
 def substitute(graph: ir.Graph, node: ir.Node, steps: Sequence[ir.Node], result: ir.Value) -> None:
     """Put `steps` in the place of `node`; whoever read its output reads `result`."""
     graph.insert_before(node, steps)
-    node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+    take_over(node.outputs[0], result)
     graph.remove(node, safe=True)
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let whoever read `old` read `new`, of the same type and shape; an output of the graph keeps its name."""
+    new.type, new.shape = old.type, old.shape
+    is_output = old.is_graph_output()
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if is_output:
+        old.name, new.name = f"{old.name}.replaced", old.name
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:

@@ -72,5 +72,4 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     result = step("Mul", step("Div", centred, deviation), gamma)
     if beta is not None:
         result = step("Add", result, beta)
-    result.shape = node.outputs[0].shape
     substitute(graph, node, steps, result)

@@ -36,7 +36,7 @@ class LowerOpset(InPlacePass):
             if self.opset < 15 and node.op_type == "Shape":
                 _shape_without_range(model.graph, node)
             if self.opset < 14 and node.op_type == "Reshape":
-                node.attributes.pop("allowzero", None)
+                _without_allowzero(node)
         drop_unused_initializers(model.graph)
         model.graph.opset_imports[""] = self.opset
         return PassResult(model, modified=True)
@@ -75,6 +75,14 @@ def _split_sizes(graph: ir.Graph, node: ir.Node) -> None:
     sizes = [min(size, extent - index * size) for index in range(parts.as_int())]
     node.resize_inputs(2)
     node.replace_input_with(1, add_constant(graph, f"{node.name}.sizes", np.asarray(sizes, np.int64)))
+
+
+def _without_allowzero(node: ir.Node) -> None:
+    allowzero = node.attributes.pop("allowzero", None)
+    target = constant(node.inputs[1])
+    # Without the attribute a 0 copies the input's extent; the exporter sets it where there is none, too.
+    if allowzero is not None and allowzero.as_int() and target is not None and not target.all():
+        raise ValueError(f"{node.name} reshapes to an extent of 0, which opsets before 14 cannot express")
 
 
 def _shape_without_range(graph: ir.Graph, node: ir.Node) -> None:

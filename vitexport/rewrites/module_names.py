@@ -67,7 +67,7 @@ def _name_constants(graph: ir.Graph, node: ir.Node, module: str, taken: set[str]
     for index, value in enumerate(node.inputs):
         if value is None or value.name not in graph.initializers or not str(value.name).startswith("val_"):
             continue
-        is_weight = node.op_type in ("MatMul", "Gemm", "Conv") and index == 1
+        is_weight = bool(module) and node.op_type in ("MatMul", "Gemm", "Conv") and index == 1
         # The exporter stores the weight of a linear layer transposed, as MatMul takes it: [in, out].
         name = f"{module}.weight" if is_weight else f"{node.name}.input{index}"
         old = str(value.name)

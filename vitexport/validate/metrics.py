@@ -21,7 +21,7 @@ def relative_error(reference: NDArray[np.float32], candidate: NDArray[np.float32
 
 
 def sqnr_db(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Signal to quantization noise ratio over all logits in decibels, at most `HIGHEST_SQNR_DB`; NaN if one is not finite."""
+    """Signal to quantization noise ratio over all logits in decibels, at most `HIGHEST_SQNR_DB`; NaN if not finite."""
     wide = reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
         signal, noise = float((wide**2).sum()), float(((candidate - wide) ** 2).sum())

@@ -1,0 +1,272 @@
+"""The command line as a user runs it: a process of its own, its exit code and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CALIBRATION, ROOT, SAMPLE_WORDS, VALIDATION, Built
+
+DIGIT = VALIDATION / "7" / "digit_0081.png"
+TINY_WORDS = (
+    *("vit_tiny_patch16_224", "--no-pretrained", "--img-size", "32", "--num-classes", "10"),
+    *("--model-kwarg", "patch_size=8", "--model-kwarg", "embed_dim=32", "--model-kwarg", "depth=1"),
+    *("--model-kwarg", "num_heads=2"),
+)
+
+
+def vitexport(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitexport", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, *fragments: str) -> None:
+    """One clear message on stderr, nothing on stdout, no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr
+    assert done.stdout == ""
+
+
+def test_build_in_a_process_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "bundle"
+    done = vitexport(
+        "build", *SAMPLE_WORDS, "--target", "l4", "--precision", "int8", "--calibration", CALIBRATION, "--json",
+        "--calibration-size", "32", "--data", VALIDATION, "-o", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert report["bundle"] == str(out)
+    assert checks["engine"]["status"] == "passed"
+    assert checks["accuracy"]["measured"] <= 1.0
+    assert (out / "model.engine").stat().st_size > 100_000
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+def test_a_failed_check_has_an_exit_code_of_its_own_and_still_leaves_the_bundle(tmp_path: Path) -> None:
+    # A budget of no drop at all on one image that INT8 gets wrong cannot be relied upon; noise-like agreement can.
+    out = tmp_path / "bundle"
+    words = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "--min-agreement", "100")
+    done = vitexport("build", *TINY_WORDS, *words, "--seed", "3", "-o", out, "--json")
+    report = json.loads(done.stdout)
+    failed = [check for check in report["checks"] if check["status"] == "failed"]
+    assert done.returncode == (1 if failed else 0)
+    assert report["verdict"] == ("failed" if failed else "passed")
+    assert (out / "manifest.json").is_file()
+
+
+def test_validate_inspect_bench_and_predict_give_json(cpu_bundle: Built) -> None:
+    validated = json.loads(vitexport("validate", cpu_bundle.root, "--data", VALIDATION, "--json").stdout)
+    assert validated["verdict"] == "passed"
+    assert validated["measurements"]["accuracy"]["top1"] >= 97
+    inspected = json.loads(vitexport("inspect", cpu_bundle.root, "--json").stdout)
+    assert inspected["manifest"]["precision"] == "int8"
+    timed = json.loads(vitexport("bench", cpu_bundle.root, "--seconds", "0.5", "--json").stdout)
+    assert 0 < timed["measurements"]["latency"]["shipped"]["p50_ms"] < 10_000
+    predicted = json.loads(vitexport("predict", cpu_bundle.root, DIGIT, "--top", "2", "--json").stdout)
+    assert [entry["label"] for entry in predicted[0]["top"]][0] == "7"
+    assert len(predicted[0]["top"]) == 2
+
+
+def test_commands_print_for_people(cpu_bundle: Built, jetson_bundle: Built) -> None:
+    shown = vitexport("inspect", jetson_bundle.root).stdout
+    for fragment in ("Jetson Orin Nano 8GB", "JetPack 6.1", "skipped", "trtexec", "placement A", "golden_logits"):
+        assert fragment in shown
+    assert "7 " in vitexport("predict", cpu_bundle.root, DIGIT).stdout
+    assert "p50 ms" in vitexport("bench", cpu_bundle.root, "--seconds", "0.2").stdout
+    assert "1 passed" in vitexport("validate", cpu_bundle.root).stdout
+
+
+def test_plan_tells_every_problem_and_runs_nothing(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    done = vitexport(
+        "plan", *TINY_WORDS, "--target", "jetson-nano", "--precision", "int8", "--labels", labels,
+        "--data", tmp_path / "none", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 2
+    for fragment in ("no INT8 tensor cores", "--calibration DIR", "2 names", "problems"):
+        assert fragment in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
+
+
+def test_a_plan_without_problems_lists_the_steps() -> None:
+    words = ("--target", "l4", "--precision", "int8", "--calibration", CALIBRATION, "--data", VALIDATION)
+    done = vitexport("plan", *SAMPLE_WORDS, *words)
+    assert done.returncode == 0
+    assert "nothing speaks against it" in done.stdout
+    for fragment in ("256 calibration images", "400 labelled images", "TensorRT-RTX engine for compute capability 8.9"):
+        assert fragment in done.stdout
+    assert json.loads(vitexport("plan", *SAMPLE_WORDS, *words, "--json").stdout)["exit_code"] == 0
+
+
+def test_targets_lists_and_describes() -> None:
+    listed = json.loads(vitexport("targets", "--json").stdout)
+    assert len(listed) == 40
+    assert "TensorRT 10.3.0" in vitexport("targets", "jetson-orin-nano-8gb", "--jetpack", "6.2").stdout
+    assert_refused(vitexport("targets", "jetson-orin"), 2, "not in the catalogue", "jetson-orin-nano-8gb")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "fragments"),
+    [
+        (("build", "vit_nope", "--target", "cpu"), 3, ("no model named 'vit_nope'",)),
+        (("build", "resnet18", "--no-pretrained", "--target", "cpu"), 3, ("not a Vision Transformer",)),
+        (("build", "vit_tiny_patch16_224", "--target", "cpu"), 3, ("--checkpoint FILE", "--no-pretrained")),
+        (("build", "vit_tiny_patch16_224"), 2, ("--target",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--precision", "fp16"), 2, ("fp16 is not available",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--precision", "int8"), 2, ("--calibration DIR",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--batch", "8:1"), 2, ("minimum:optimum:maximum",)),
+        (("build", *TINY_WORDS, "--target", "l4", "--jetpack", "6.2"), 2, ("JetPack",)),
+        (("build", *TINY_WORDS, "--target", "l4", "--batch", "1:1:9000000"), 2, ("memory",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--img-size", "33"), 3, ("patches of 8 x 8", "32 and 40")),
+        (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "x"), 2, ("KEY=VALUE",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "scripts"), 3, ("holds no images",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "nowhere"), 3, ("does not exist",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--data", ROOT / "calibration"), 3, ("2 class folders", "10 classes")),
+        (("build", *TINY_WORDS, "--target", "cpu", "-o", "/proc/no/such"), 3, ("cannot be written",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "-o", ROOT), 3, ("is not a bundle",)),
+        (("build", *SAMPLE_WORDS, "--pretrained", "--target", "cpu"), 2, ("exclude each other",)),
+        (("predict", ROOT / "nowhere", DIGIT), 3, ("does not exist",)),
+        (("predict", ROOT, DIGIT), 3, ("no manifest.json",)),
+        (("validate", ROOT / "README.md"), 3, ("not a folder",)),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message(words: tuple[str, ...], code: int, fragments: tuple[str, ...], tmp_path: Path) -> None:
+    assert_refused(vitexport(*words, cwd=tmp_path), code, *fragments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_images_for_predict(cpu_bundle: Built, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(DIGIT.read_bytes()[:60])
+    assert_refused(vitexport("predict", cpu_bundle.root, broken), 3, "broken.png")
+    assert_refused(vitexport("predict", cpu_bundle.root, tmp_path / "none.jpg"), 3, "does not exist")
+    assert_refused(vitexport("predict", cpu_bundle.root, ROOT / "README.md"), 3, "not an image")
+
+
+def test_an_l4_engine_is_refused_here_and_names_both_sides(l4_bundle: Built) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU; tests/gpu runs the engine")
+    assert_refused(vitexport("predict", l4_bundle.root, DIGIT), 5, "NVIDIA L4", "8.9", "this machine has no CUDA GPU")
+    assert "7 " in vitexport("predict", l4_bundle.root, DIGIT, "--backend", "onnxruntime").stdout
+
+
+def test_unreadable_calibration_images_are_named_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(CALIBRATION / "3", folder)
+    (folder / "aa_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    done = vitexport(
+        "build", *TINY_WORDS, "--target", "cpu", "--precision", "int8", "--calibration", folder, "--json",
+        "--min-agreement", "0", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads(done.stdout)
+    assert any("1 unreadable images are left out: aa_broken.png" in note for note in report["notes"])
+    recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
+    assert list(recipe["skipped_images"]) == ["aa_broken.png"]
+    assert "aa_broken.png" not in recipe["images"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["exporting", "calibrating", "validating"])
+def test_an_interrupted_build_leaves_nothing(number: signal.Signals, moment: str, tmp_path: Path) -> None:
+    words = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "-o", tmp_path / "parent" / "out")
+    command = [sys.executable, "-m", "vitexport", "build", *SAMPLE_WORDS, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(moment):
+                break
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_build_leaves_no_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vitexport", "build", *TINY_WORDS, "--target", "cpu", "-o", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("validating"):
+                break
+        process.kill()
+    assert not out.exists()
+
+
+def test_existing_bundles_are_replaced_only_by_force(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("build", *TINY_WORDS, "--target", "cpu", "-o", out, "--quiet", "--min-agreement", "0")
+    assert vitexport(*words).returncode == 0
+    before = (out / "manifest.json").read_bytes()
+    assert_refused(vitexport(*words), 3, "--force")
+    assert (out / "manifest.json").read_bytes() == before
+    assert vitexport(*words, "--force", "--seed", "1").returncode == 0
+    assert (out / "manifest.json").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_help_and_version() -> None:
+    assert "exit codes" in vitexport("--help").stdout.lower()
+    assert vitexport("--version").stdout.startswith("vitexport ")
+    assert "--min-agreement" in vitexport("build", "--help").stdout
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m vitexport targets | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_device_installs(cpu_bundle: Built, tmp_path: Path) -> None:
+    """`pip install .` brings numpy, Pillow, click and rich only; with ONNX Runtime beside it every device command works."""
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", str(ROOT)], check=True, env=_clean_environment())
+    listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)
+    names = {entry["name"].lower() for entry in json.loads(listed.stdout)}
+    helpers = {"pip", "setuptools", "markdown-it-py", "mdurl", "pygments", "tomli", "colorama"}
+    assert names - helpers == {"vitexport", "numpy", "pillow", "click", "rich"}
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [str(environment / "bin" / "vitexport"), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert run("targets").returncode == 0
+    assert run("inspect", cpu_bundle.root).returncode == 0
+    assert_refused(run("predict", cpu_bundle.root, DIGIT), 4, "pip install 'vitexport[onnxruntime]'")
+    assert_refused(run("build", "vit_tiny_patch16_224", "--target", "cpu"), 4, "pip install 'vitexport[build]'")
+    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime"], check=True, env=_clean_environment())
+    assert "7 " in run("predict", cpu_bundle.root, DIGIT).stdout
+    assert run("validate", cpu_bundle.root, "--data", VALIDATION).returncode == 0
+    assert run("bench", cpu_bundle.root, "--seconds", "0.2").returncode == 0
+
+
+def _clean_environment() -> dict[str, str]:
+    """The environment without what would lead pip to this test run's own packages."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def test_importing_the_runtime_takes_under_half_a_second() -> None:
+    """A budget of the issue; the best of several runs, since the machine may be busy."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import vitexport.runtime"], check=True)
+        empty = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        seconds.append((empty - start) - (time.perf_counter() - empty))
+    assert min(seconds) < 0.5
