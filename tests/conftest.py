@@ -6,9 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from vitexport.artifacts import BatchRange, silent
 from vitexport.bundle import Bundle
@@ -19,7 +17,7 @@ from vitexport.source import ModelRequest
 ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION = ROOT / "calibration" / "digits"
 VALIDATION = ROOT / "calibration" / "digits-val"
-CHECKPOINT = ROOT / "scripts" / "sample" / "digits_vit.safetensors"
+CHECKPOINT = ROOT / "scripts" / "sample" / "model.safetensors"
 
 SAMPLE = ModelRequest(
     name="vit_tiny_patch16_224",
@@ -93,11 +91,3 @@ def jetson_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sample, INT8, for an Orin Nano with JetPack 6.2: no engine yet."""
     out = tmp_path_factory.mktemp("jetson") / "digits-orin"
     return Built(*run(sample_request(out, target="jetson-orin-nano-8gb", jetpack="6.2"), silent))
-
-
-@pytest.fixture
-def noise_free_images() -> NDArray[np.uint8]:
-    """Three of the package's own photographs' worth of structure: smooth ramps, uint8 [3, 40, 56, 3]."""
-    rows, columns = np.mgrid[0:40, 0:56]
-    planes = [rows * 6, columns * 4, rows + columns]
-    return np.stack([np.stack(np.roll(planes, shift, axis=0), axis=-1) for shift in range(3)]).astype(np.uint8)

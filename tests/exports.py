@@ -6,15 +6,15 @@ import functools
 import tempfile
 from pathlib import Path
 
-from conftest import CALIBRATION, SAMPLE, TINY
+from conftest import CALIBRATION, ROOT, TINY
 from torch import nn
 
 from vitexport.artifacts import BatchRange, ModelSource, OnnxModel
 from vitexport.datasets import ImageSet, open_images
 from vitexport.export import export_onnx
-from vitexport.source import load
+from vitexport.source import ModelRequest, load
 
-REQUESTS = {"tiny": TINY, "sample": SAMPLE}
+REQUESTS = {"tiny": TINY, "sample": ModelRequest(name=f"local-dir:{ROOT / 'scripts' / 'sample'}")}
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The command line as a user runs it: a process of its own, its exit code and what it prints."""
+"""The command line as a user runs it: its exit codes and what it prints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import pytest
-from conftest import CALIBRATION, ROOT, SAMPLE_WORDS, VALIDATION, Built
+from conftest import CALIBRATION, CHECKPOINT, ROOT, SAMPLE_WORDS, VALIDATION, Built
+from safetensors.torch import load_file, save_file
+
+from vitexport.cli import main
+
+Command: TypeAlias = "Callable[..., Result]"
 
 DIGIT = VALIDATION / "7" / "digit_0081.png"
 TINY_WORDS = (
@@ -22,12 +28,36 @@ TINY_WORDS = (
 )
 
 
-def vitexport(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vitexport", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
+class Result(NamedTuple):
+    """What a user sees of one call."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], code: int, *fragments: str) -> None:
+@pytest.fixture
+def vitexport(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command line in this process: its border between errors and exit codes included, the interpreter's start not."""
+
+    def call(*words: str | Path, cwd: Path | None = None) -> Result:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["vitexport", *map(str, words)])
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        output = capfd.readouterr()
+        return Result(int(ended.value.code or 0), output.out, output.err)
+
+    return call
+
+
+def assert_refused(done: Result | subprocess.CompletedProcess[str], code: int, *fragments: str) -> None:
     """One clear message on stderr, nothing on stdout, no traceback."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -36,7 +66,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *fragments
     assert done.stdout == ""
 
 
-def test_build_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_build_gives_one_json_document_and_a_bundle(vitexport: Command, tmp_path: Path) -> None:
     out = tmp_path / "new" / "bundle"
     done = vitexport(
         "build", *SAMPLE_WORDS, "--target", "l4", "--precision", "int8", "--calibration", CALIBRATION, "--json",
@@ -52,19 +82,27 @@ def test_build_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
 
 
-def test_a_failed_check_has_an_exit_code_of_its_own_and_still_leaves_the_bundle(tmp_path: Path) -> None:
-    # A budget of no drop at all on one image that INT8 gets wrong cannot be relied upon; noise-like agreement can.
-    out = tmp_path / "bundle"
-    words = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "--min-agreement", "100")
-    done = vitexport("build", *TINY_WORDS, *words, "--seed", "3", "-o", out, "--json")
+def test_a_failed_check_has_an_exit_code_of_its_own_and_still_leaves_the_bundle(vitexport: Command, tmp_path: Path) -> None:
+    # The same function with a few LayerNorm channels a thousand times larger: one scale per tensor loses all the others.
+    weights = load_file(CHECKPOINT)
+    for block in range(3):
+        for norm, linear in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):
+            for name, factor in ((f"{norm}.weight", 3000.0), (f"{norm}.bias", 3000.0)):
+                weights[f"blocks.{block}.{name}"][:2] *= factor
+            weights[f"blocks.{block}.{linear}.weight"][:, :2] /= 3000.0
+    save_file(weights, tmp_path / "outliers.safetensors")
+    out = tmp_path / "out" / "bundle"
+    words = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "--data", VALIDATION)
+    checkpoint = ("--checkpoint", tmp_path / "outliers.safetensors")
+    done = vitexport("build", SAMPLE_WORDS[0], *checkpoint, *SAMPLE_WORDS[3:], *words, "-o", out, "--json")
+    assert done.returncode == 1
     report = json.loads(done.stdout)
-    failed = [check for check in report["checks"] if check["status"] == "failed"]
-    assert done.returncode == (1 if failed else 0)
-    assert report["verdict"] == ("failed" if failed else "passed")
+    assert report["verdict"] == "failed"
+    assert {check["name"]: check["status"] for check in report["checks"]}["accuracy"] == "failed"
     assert (out / "manifest.json").is_file()
 
 
-def test_validate_inspect_bench_and_predict_give_json(cpu_bundle: Built) -> None:
+def test_validate_inspect_bench_and_predict_give_json(vitexport: Command, cpu_bundle: Built) -> None:
     validated = json.loads(vitexport("validate", cpu_bundle.root, "--data", VALIDATION, "--json").stdout)
     assert validated["verdict"] == "passed"
     assert validated["measurements"]["accuracy"]["top1"] >= 97
@@ -73,11 +111,11 @@ def test_validate_inspect_bench_and_predict_give_json(cpu_bundle: Built) -> None
     timed = json.loads(vitexport("bench", cpu_bundle.root, "--seconds", "0.5", "--json").stdout)
     assert 0 < timed["measurements"]["latency"]["shipped"]["p50_ms"] < 10_000
     predicted = json.loads(vitexport("predict", cpu_bundle.root, DIGIT, "--top", "2", "--json").stdout)
-    assert [entry["label"] for entry in predicted[0]["top"]][0] == "7"
+    assert predicted[0]["top"][0]["label"] == "7"
     assert len(predicted[0]["top"]) == 2
 
 
-def test_commands_print_for_people(cpu_bundle: Built, jetson_bundle: Built) -> None:
+def test_commands_print_for_people(vitexport: Command, cpu_bundle: Built, jetson_bundle: Built) -> None:
     shown = vitexport("inspect", jetson_bundle.root).stdout
     for fragment in ("Jetson Orin Nano 8GB", "JetPack 6.1", "skipped", "trtexec", "placement A", "golden_logits"):
         assert fragment in shown
@@ -86,7 +124,7 @@ def test_commands_print_for_people(cpu_bundle: Built, jetson_bundle: Built) -> N
     assert "1 passed" in vitexport("validate", cpu_bundle.root).stdout
 
 
-def test_plan_tells_every_problem_and_runs_nothing(tmp_path: Path) -> None:
+def test_plan_tells_every_problem_and_runs_nothing(vitexport: Command, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
     done = vitexport(
@@ -99,7 +137,7 @@ def test_plan_tells_every_problem_and_runs_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
 
 
-def test_a_plan_without_problems_lists_the_steps() -> None:
+def test_a_plan_without_problems_lists_the_steps(vitexport: Command) -> None:
     words = ("--target", "l4", "--precision", "int8", "--calibration", CALIBRATION, "--data", VALIDATION)
     done = vitexport("plan", *SAMPLE_WORDS, *words)
     assert done.returncode == 0
@@ -109,7 +147,7 @@ def test_a_plan_without_problems_lists_the_steps() -> None:
     assert json.loads(vitexport("plan", *SAMPLE_WORDS, *words, "--json").stdout)["exit_code"] == 0
 
 
-def test_targets_lists_and_describes() -> None:
+def test_targets_lists_and_describes(vitexport: Command) -> None:
     listed = json.loads(vitexport("targets", "--json").stdout)
     assert len(listed) == 40
     assert "TensorRT 10.3.0" in vitexport("targets", "jetson-orin-nano-8gb", "--jetpack", "6.2").stdout
@@ -127,13 +165,13 @@ def test_targets_lists_and_describes() -> None:
         (("build", *TINY_WORDS, "--target", "cpu", "--precision", "int8"), 2, ("--calibration DIR",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--batch", "8:1"), 2, ("minimum:optimum:maximum",)),
         (("build", *TINY_WORDS, "--target", "l4", "--jetpack", "6.2"), 2, ("JetPack",)),
-        (("build", *TINY_WORDS, "--target", "l4", "--batch", "1:1:9000000"), 2, ("memory",)),
+        (("build", *TINY_WORDS, "--target", "l4", "--batch", "1:1:9000000"), 2, ("largest batch that fits",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--img-size", "33"), 3, ("patches of 8 x 8", "32 and 40")),
         (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "x"), 2, ("KEY=VALUE",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "scripts"), 3, ("holds no images",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "nowhere"), 3, ("does not exist",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--data", ROOT / "calibration"), 3, ("2 class folders", "10 classes")),
-        (("build", *TINY_WORDS, "--target", "cpu", "-o", "/proc/no/such"), 3, ("cannot be written",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "-o", "/proc/no/such"), 3, ("cannot be created",)),
         (("build", *TINY_WORDS, "--target", "cpu", "-o", ROOT), 3, ("is not a bundle",)),
         (("build", *SAMPLE_WORDS, "--pretrained", "--target", "cpu"), 2, ("exclude each other",)),
         (("predict", ROOT / "nowhere", DIGIT), 3, ("does not exist",)),
@@ -141,12 +179,14 @@ def test_targets_lists_and_describes() -> None:
         (("validate", ROOT / "README.md"), 3, ("not a folder",)),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_message(words: tuple[str, ...], code: int, fragments: tuple[str, ...], tmp_path: Path) -> None:
+def test_bad_input_is_one_message(
+    vitexport: Command, words: tuple[str, ...], code: int, fragments: tuple[str, ...], tmp_path: Path
+) -> None:
     assert_refused(vitexport(*words, cwd=tmp_path), code, *fragments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_images_for_predict(cpu_bundle: Built, tmp_path: Path) -> None:
+def test_bad_images_for_predict(vitexport: Command, cpu_bundle: Built, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(DIGIT.read_bytes()[:60])
     assert_refused(vitexport("predict", cpu_bundle.root, broken), 3, "broken.png")
@@ -154,14 +194,14 @@ def test_bad_images_for_predict(cpu_bundle: Built, tmp_path: Path) -> None:
     assert_refused(vitexport("predict", cpu_bundle.root, ROOT / "README.md"), 3, "not an image")
 
 
-def test_an_l4_engine_is_refused_here_and_names_both_sides(l4_bundle: Built) -> None:
+def test_an_l4_engine_is_refused_here_and_names_both_sides(vitexport: Command, l4_bundle: Built) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU; tests/gpu runs the engine")
     assert_refused(vitexport("predict", l4_bundle.root, DIGIT), 5, "NVIDIA L4", "8.9", "this machine has no CUDA GPU")
     assert "7 " in vitexport("predict", l4_bundle.root, DIGIT, "--backend", "onnxruntime").stdout
 
 
-def test_unreadable_calibration_images_are_named_and_counted(tmp_path: Path) -> None:
+def test_unreadable_calibration_images_are_named_and_counted(vitexport: Command, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(CALIBRATION / "3", folder)
     (folder / "aa_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
@@ -177,8 +217,10 @@ def test_unreadable_calibration_images_are_named_and_counted(tmp_path: Path) -> 
     assert "aa_broken.png" not in recipe["images"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["exporting", "calibrating", "validating"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGINT, "exporting"), (signal.SIGTERM, "calibrating"), (signal.SIGINT, "validating")],
+)
 def test_an_interrupted_build_leaves_nothing(number: signal.Signals, moment: str, tmp_path: Path) -> None:
     words = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "-o", tmp_path / "parent" / "out")
     command = [sys.executable, "-m", "vitexport", "build", *SAMPLE_WORDS, *map(str, words)]
@@ -206,7 +248,7 @@ def test_a_killed_build_leaves_no_bundle(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_existing_bundles_are_replaced_only_by_force(tmp_path: Path) -> None:
+def test_existing_bundles_are_replaced_only_by_force(vitexport: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("build", *TINY_WORDS, "--target", "cpu", "-o", out, "--quiet", "--min-agreement", "0")
     assert vitexport(*words).returncode == 0
@@ -218,7 +260,7 @@ def test_existing_bundles_are_replaced_only_by_force(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_help_and_version() -> None:
+def test_help_and_version(vitexport: Command) -> None:
     assert "exit codes" in vitexport("--help").stdout.lower()
     assert vitexport("--version").stdout.startswith("vitexport ")
     assert "--min-agreement" in vitexport("build", "--help").stdout
@@ -249,7 +291,8 @@ def test_what_a_device_installs(cpu_bundle: Built, tmp_path: Path) -> None:
     assert run("inspect", cpu_bundle.root).returncode == 0
     assert_refused(run("predict", cpu_bundle.root, DIGIT), 4, "pip install 'vitexport[onnxruntime]'")
     assert_refused(run("build", "vit_tiny_patch16_224", "--target", "cpu"), 4, "pip install 'vitexport[build]'")
-    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime"], check=True, env=_clean_environment())
+    # The command that the message named, as it stands: pip takes the extra from the installed package.
+    subprocess.run([python, "-m", "pip", "install", "-q", "vitexport[onnxruntime]"], check=True, env=_clean_environment())
     assert "7 " in run("predict", cpu_bundle.root, DIGIT).stdout
     assert run("validate", cpu_bundle.root, "--data", VALIDATION).returncode == 0
     assert run("bench", cpu_bundle.root, "--seconds", "0.2").returncode == 0
@@ -258,15 +301,3 @@ def test_what_a_device_installs(cpu_bundle: Built, tmp_path: Path) -> None:
 def _clean_environment() -> dict[str, str]:
     """The environment without what would lead pip to this test run's own packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-
-
-def test_importing_the_runtime_takes_under_half_a_second() -> None:
-    """A budget of the issue; the best of several runs, since the machine may be busy."""
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import vitexport.runtime"], check=True)
-        empty = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        seconds.append((empty - start) - (time.perf_counter() - empty))
-    assert min(seconds) < 0.5

@@ -23,7 +23,7 @@ from vitexport.report import (
 )
 
 NAN = math.nan
-LATENCY = {
+LATENCY: dict[str, dict[str, Any]] = {
     "pytorch": {"p50_ms": 12.0, "p90_ms": 13.0, "p99_ms": 14.0, "images_per_second": 83.3, "runtime": "PyTorch"},
     "int8": {"p50_ms": 4.0, "p90_ms": 5.0, "p99_ms": 6.0, "images_per_second": 250.0},
 }
@@ -48,7 +48,13 @@ def test_at_most_includes_its_limit_and_fails_a_nan(measured: float, limit: floa
 
 @pytest.mark.parametrize(
     ("measured", "limit", "status"),
-    [(99.5, 99.0, "passed"), (99.0, 99.0, "passed"), (98.9, 99.0, "failed"), (NAN, 99.0, "failed"), (-math.inf, 0, "failed")],
+    [
+        (99.5, 99.0, "passed"),
+        (99.0, 99.0, "passed"),
+        (98.9, 99.0, "failed"),
+        (NAN, 99.0, "failed"),
+        (-math.inf, 0, "failed"),
+    ],
 )
 def test_at_least_includes_its_limit_and_fails_a_nan(measured: float, limit: float, status: Status) -> None:
     assert at_least("agreement", measured, limit, "m").status == status
@@ -197,7 +203,10 @@ def test_the_page_has_a_table_for_each_topic_that_was_measured() -> None:
             "size": {"onnx_bytes": 3 * 2**20, "engine_bytes": 2**19},
             "candidates": {"int8": {"images": 5}},
         },
-        stages=(StageCost(name="export", seconds=1.26, peak_mib=512.4), StageCost(name="engine", seconds=0.04, peak_mib=None)),
+        stages=(
+            StageCost(name="export", seconds=1.26, peak_mib=512.4),
+            StageCost(name="engine", seconds=0.04, peak_mib=None),
+        ),
         notes=("A note.",),
         machine={"cpu": "EPYC", "cpu_flags": ["avx2", "fma"], "versions": {"numpy": "2.4"}},
     ).to_markdown()

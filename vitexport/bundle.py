@@ -289,18 +289,28 @@ def check_output(out: Path, *, force: bool) -> None:
     Raises:
         InputError: It exists and `force` is not set, or is not a bundle; or its folder cannot be written.
     """
+    try:
+        objection = _objection(out, force=force)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        objection = f"Output {out} cannot be written: {error.strerror}."
+    if objection is not None:
+        raise InputError(objection)
+
+
+def _objection(out: Path, *, force: bool) -> str | None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"Output {out} exists and is not a folder; choose another with -o.")
+        return f"Output {out} exists and is not a folder; choose another with -o."
     if out.is_dir() and any(out.iterdir()):
         if not (out / MANIFEST).is_file():
-            raise InputError(f"Output folder {out} exists and is not a bundle; it is not touched. Choose another with -o.")
+            return f"Output folder {out} exists and is not a bundle; it is not touched. Choose another with -o."
         if not force:
-            raise InputError(f"Bundle {out} exists; give --force to replace it, or another folder with -o.")
+            return f"Bundle {out} exists; give --force to replace it, or another folder with -o."
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"Output {out} cannot be written: {parent} is not a folder that this user may write to.")
+        return f"Output {out} cannot be written: {parent} is not a folder that this user may write to."
+    return None
 
 
 @contextlib.contextmanager

@@ -100,18 +100,20 @@ def load(request: ModelRequest) -> tuple[nn.Module, ModelSource]:
         )
     if request.checkpoint is not None:
         _load_checkpoint(model, request.checkpoint)
+    config = getattr(model, "pretrained_cfg", {})
+    weights = _weights_name(request, config)
+    _check_finite(model, weights)
     model.eval().requires_grad_(requires_grad=False)
     preprocess = _preprocess_spec(model, request)
     peak = _trial_run(model, preprocess, request.name)
     _unfuse_attention(model)
     labels, synsets = _labels(model, request)
-    config = getattr(model, "pretrained_cfg", {})
     return model, ModelSource(
         name=request.name,
         architecture=str(config.get("architecture") or type(model).__name__),
         family=family,
         kwargs=_create_kwargs(request),
-        weights=_weights_name(request, config),
+        weights=weights,
         weights_sha256=_state_sha256(model),
         parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
         peak_activation_elements=peak,
@@ -256,14 +258,18 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     try:
         with _quiet():
             state = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (
+        *(SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError),
+        pickle.UnpicklingError,
+    ) as error:
+        # timm wraps what PyTorch's restricted unpickler raises.
+        if not isinstance(error.__cause__ or error, pickle.UnpicklingError):
+            raise InputError(f"Checkpoint {path} cannot be read: {_first_sentence(error)}") from None
         raise InputError(
             f"Checkpoint {path} holds more than tensors, or is damaged, and loading it could run code; it was not loaded. "
             "Save the model's state_dict (torch.save(model.state_dict(), …) or safetensors.torch.save_file) and give that. "
-            f"PyTorch says: {_first_sentence(error)}"
+            f"PyTorch says: {_first_sentence(error.__cause__ or error)}"
         ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"Checkpoint {path} cannot be read: {_first_sentence(error)}") from None
     _fit(model, state, path)
 
 
@@ -291,17 +297,23 @@ def _fit(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
             f"The weights in {path} do not fit the model: {'; '.join(problems[:4])}{more}. "
             "Check the model name, --num-classes, --img-size and --model-kwarg against those it was trained with."
         )
-    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise InputError(f"The weights in {path} hold NaN or infinity, in {bad[0]} and {len(bad) - 1} more tensors.")
     model.load_state_dict(dict(tensors))
+
+
+def _check_finite(model: nn.Module, weights: str) -> None:
+    tensors = model.state_dict().items()
+    bad = [name for name, value in tensors if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise InputError(f"The weights ({weights}) hold NaN or infinity, in {bad[0]}{more}.")
 
 
 def _preprocess_spec(model: nn.Module, request: ModelRequest) -> PreprocessSpec:
     with _quiet():
         config = resolve_model_data_config(model)
     channels, height, width = config["input_size"]
-    if request.kwargs.get("in_chans", channels) != 3 or channels != 3:
+    channels = request.kwargs.get("in_chans", channels)
+    if channels != 3:
         raise InputError(f"{request.name} takes {channels} input channels; vitexport exports models that take RGB images.")
     # A model that was made with another img_size still carries the pretrained size in its data config.
     made_for = _create_kwargs(request).get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)

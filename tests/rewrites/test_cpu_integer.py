@@ -43,7 +43,9 @@ def linear(depth: int, bias: NDArray[np.float32] | None = BIAS) -> ir.Model:
     return graph_of(nodes, constants, ["n", depth])
 
 
-def layer(weight: NDArray[np.int8], zero: np.uint8 | np.int8, name: str = "fc", activation: str = "image") -> QuantizedLinear:
+def layer(
+    weight: NDArray[np.int8], zero: np.uint8 | np.int8, name: str = "fc", activation: str = "image"
+) -> QuantizedLinear:
     return QuantizedLinear(
         node=f"{name}/MatMul",
         activation=activation,
@@ -89,7 +91,7 @@ def test_seven_bit_weights_never_saturate(depth: int, zero: np.uint8, *, optimiz
 
 @pytest.mark.parametrize(
     ("target", "zero", "level"),
-    [("cpu-x86-vnni", np.uint8(0), 255), ("cpu-arm", np.int8(-128), 127), ("cpu-arm", np.int8(0), -128)],
+    [("cpu-x86-vnni", np.uint8(0), 255), ("cpu-arm64-dotprod", np.int8(-128), 127), ("cpu-arm64-i8mm", np.int8(0), -128)],
 )
 def test_eight_bit_weights_do_not_saturate_on_a_cpu_of_their_class(target: str, zero: Any, level: int) -> None:
     if reason := misfit(resolve(target), machine_cpu(), precision="int8"):
@@ -128,7 +130,9 @@ def test_product_and_bias_become_one_operator() -> None:
     assert operators(model) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
     assert [str(value.name) for value in model.graph.outputs] == [OUTPUT_NAME]
     # The float weight is gone from the file.
-    assert all(value.dtype != ir.DataType.FLOAT or value.shape != (24, COLUMNS) for value in model.graph.initializers.values())
+    assert all(
+        value.dtype != ir.DataType.FLOAT or value.shape != (24, COLUMNS) for value in model.graph.initializers.values()
+    )
 
 
 def test_a_layer_without_bias_has_none() -> None:

@@ -78,7 +78,9 @@ def test_a_mask_still_masks(masked: float) -> None:
 
 @pytest.mark.parametrize("value", [65520.0, -1e6, 9e29])
 def test_a_constant_beyond_float16_is_refused_by_name(value: float) -> None:
-    model = graph_of([node("Mul", ["image", "blocks.0.gamma"], [OUTPUT_NAME])], {"blocks.0.gamma": np.full(6, value, np.float32)}, [2, 6])
+    model = graph_of(
+        [node("Mul", ["image", "blocks.0.gamma"], [OUTPUT_NAME])], {"blocks.0.gamma": np.full(6, value, np.float32)}, [2, 6]
+    )
     with pytest.raises(ToolchainError, match=r"Float16.*blocks\.0\.gamma holds .* beyond float16's 65504"):
         apply(model, Float16())
 
@@ -126,7 +128,9 @@ def test_filled_and_cast_tensors_are_converted() -> None:
     nodes = [
         node("Shape", ["image"], ["shape"]),
         node("ConstantOfShape", ["shape"], ["zeros"]),
-        helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=helper.make_tensor("v", FLOAT, [1], [1.0]), name="ones"),
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["ones"], value=helper.make_tensor("v", FLOAT, [1], [1.0]), name="ones"
+        ),
         node("Cast", ["shape"], ["extent"], to=FLOAT),
         node("ReduceMax", ["extent"], ["largest"], keepdims=0),
         node("Sum", ["image", "zeros", "ones", "largest"], [OUTPUT_NAME]),

@@ -56,7 +56,8 @@ def layer(name: str, activation: str = "norm/Neg", **changes: Any) -> QuantizedL
 
 def rounded(x: NDArray[np.float32], zero: int = 0, low: int = -128, high: int = 127) -> NDArray[np.float32]:
     levels = np.clip(np.rint(x / SCALE) + zero, low, high) - zero
-    return (levels * SCALE).astype(np.float32)
+    result: NDArray[np.float32] = (levels * SCALE).astype(np.float32)
+    return result
 
 
 def expected(x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -91,7 +91,9 @@ def test_constants_say_who_reads_them_and_parameters_keep_their_names() -> None:
         "blocks.0.attn/Mul.input1",
         "MatMul.input1",
     }
-    assert {name: str(value.name) for name, value in graph.initializers.items()} == {name: name for name in graph.initializers}
+    assert {name: str(value.name) for name, value in graph.initializers.items()} == {
+        name: name for name in graph.initializers
+    }
 
 
 def test_nothing_of_the_exporting_machine_remains() -> None:

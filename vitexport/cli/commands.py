@@ -291,7 +291,8 @@ def main() -> NoReturn:
 
 
 def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise InterruptedBuildError("Terminated.")
+    # Not an Exception: the rooms turn a library's exceptions into their own errors, and this is none of a library's.
+    raise KeyboardInterrupt
 
 
 def _fail(error: VitexportError, *, verbose: bool) -> int:

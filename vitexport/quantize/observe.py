@@ -43,14 +43,17 @@ class Histogram:
             raise InputError("The float model computes NaN or infinity on a calibration image; it cannot be quantized.")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(abs(low), abs(high)))
-        # One float32 pass and one cast: np.histogram would convert to float64 and sort edges first.
-        index = ((flat + np.float32(self.limit)) * np.float32(BINS / (2 * self.limit))).astype(np.int32)
-        self.counts += np.bincount(np.clip(index, 0, BINS - 1, out=index), minlength=BINS)
+        # np.histogram would convert to float64 and sort edges first. The factor is a power of two and rounds nothing; adding
+        # the limit before would, and a value just below an edge could then change its bin when the limit grows.
+        scaled = flat * np.float32(BINS / (2 * self.limit))
+        index = np.floor(scaled, out=scaled).astype(np.int32)
+        index += BINS // 2
+        self.counts += np.bincount(index, minlength=BINS)
 
     def _grow(self, largest: float) -> None:
         if self.limit == 0.0:
             self.limit = 2.0 ** math.ceil(math.log2(max(largest, 2.0**-20)) + 1e-9)
-        while largest > self.limit:
+        while largest >= self.limit:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.zeros(BINS, np.int64)
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vitexport.errors import InputError
+
 # Below float16's smallest normal number a scale loses bits, and its reciprocal overflows at 1.5e-5.
 SMALLEST_SCALE = np.float32(np.finfo(np.float16).tiny)
+LARGEST_SCALE = np.float32(np.finfo(np.float16).max)
 
 
 def float16_scale(scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
@@ -14,10 +17,18 @@ def float16_scale(scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32
 
     One rule for every target: a stack that wants float16 scales (TensorRT 10.3) computes with the same numbers as one that
     keeps them in float32. Rounded up, so that nothing that fitted is clipped.
+
+    Raises:
+        InputError: It is beyond float16.
     """
     wanted = np.maximum(np.asarray(scale, np.float32), SMALLEST_SCALE)
+    if bool(np.any(wanted > LARGEST_SCALE)):
+        raise InputError(
+            f"The model's numbers need a quantization step of {wanted.max():.3g}, and float16 ends at {LARGEST_SCALE:.0f}; "
+            "it cannot be quantized."
+        )
     nearest = wanted.astype(np.float16)
-    up = np.nextafter(nearest, np.float16(np.inf))
+    up = np.nextafter(nearest, np.float16(LARGEST_SCALE))
     return np.where(nearest.astype(np.float32) < wanted, up, nearest).astype(np.float32)
 
 

@@ -69,6 +69,19 @@ def reasons(logger: Any, limit: int = 3) -> str:
     return " | ".join(text[:300] for text in distinct[-limit:]) or "it gave no reason"
 
 
+def start(api: Any, part: str, logger: Any) -> Any:
+    """The library's ``Builder`` or ``Runtime``.
+
+    Raises:
+        ToolchainError: It does not start; pybind11 then raises a TypeError that holds no reason
+            (https://github.com/NVIDIA/TensorRT/issues/2913).
+    """
+    try:
+        return getattr(api, part)(logger)
+    except TypeError as error:
+        raise ToolchainError(f"TensorRT {api.__version__} cannot start its {part}: {reasons(logger)}") from error
+
+
 def version_tuple(api: Any) -> tuple[int, ...]:
     """Version of the module as numbers, for example (10, 3, 0)."""
     return tuple(int(part) for part in str(api.__version__).split(".") if part.isdigit())

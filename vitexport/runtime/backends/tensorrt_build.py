@@ -13,6 +13,7 @@ from vitexport.runtime.backends.tensorrt_api import (
     make_logger,
     quiet_cuda_modules,
     reasons,
+    start,
     version_tuple,
 )
 
@@ -40,9 +41,7 @@ def build_engine(onnx: Path, recipe: EngineRecipe, library: str) -> bytes:
     api = load_library(library, "Compiling the engine")
     logger = make_logger(api)
     title = f"{TITLES[library]} {api.__version__}"
-    builder = api.Builder(logger)
-    if builder is None:
-        raise ToolchainError(f"{title} cannot start its builder: {reasons(logger)}")
+    builder = start(api, "Builder", logger)
     network = builder.create_network(_network_flags(api, recipe))
     parser = api.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
@@ -84,6 +83,11 @@ def _configure(api: Any, builder: Any, network: Any, config: Any, recipe: Engine
         profile.set_shape(INPUT_NAME, *recipe.profile)
         config.add_optimization_profile(profile)
     for flag in recipe.flags:
+        if flag not in api.BuilderFlag.__members__:
+            raise ToolchainError(
+                f"TensorRT {api.__version__} has no builder flag {flag} (none is left for types), "
+                "but the bundle was built for one that has; build it again with the device's own --jetpack."
+            )
         config.set_flag(getattr(api.BuilderFlag, flag))
     if recipe.fp32_layers:
         _constrain(api, network, config, recipe.fp32_layers)

@@ -24,6 +24,7 @@ from vitexport.runtime.backends.tensorrt_api import (
     make_logger,
     quiet_cuda_modules,
     reasons,
+    start,
 )
 
 # Where the bindings live: cuda-bindings 12.6 and later, and cuda-python before.
@@ -47,7 +48,7 @@ class TensorRtBackend:
         title = f"{TITLES[facts.library]} {api.__version__}"
         _check_version(title, str(api.__version__), facts)
         self._logger = make_logger(api)
-        self._runtime = api.Runtime(self._logger)
+        self._runtime = start(api, "Runtime", self._logger)
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise DeviceError(f"{title} cannot load {path.name} on {self.gpu}: {reasons(self._logger)}")

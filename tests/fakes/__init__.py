@@ -1,0 +1,1 @@
+"""Stand-ins for libraries that this machine does not have."""

@@ -1,0 +1,366 @@
+"""TensorRT as its Python module looks in a given generation, with the rules of that generation and nothing more.
+
+A member that a generation does not have is not there, so that asking for it fails as it would on the device. A plan is JSON
+that says what was asked for; an engine of it "computes" the mean of each image, times 1, 2, 3 …, through the memory of
+`fakes.fake_cuda`. What is where is from NVIDIA's documentation and headers (facts/tensorrt.md, section 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import json
+import types
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fakes.fake_cuda import FakeCuda
+
+IMAGE, LOGITS, CLASSES = "image", "logits", 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What differs between releases of the library."""
+
+    module: str
+    version: str
+    network_flags: dict[str, int]
+    builder_flags: tuple[str, ...]
+    sets_precision: bool
+    compute_capabilities: tuple[int, ...] = ()
+
+
+GENERATIONS = {
+    "8.6": Generation(
+        module="tensorrt",
+        version="8.6.2",
+        network_flags={"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1},
+        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        sets_precision=True,
+    ),
+    "10.3": Generation(
+        module="tensorrt",
+        version="10.3.0",
+        network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
+        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        sets_precision=True,
+    ),
+    "11.4": Generation(
+        module="tensorrt",
+        version="11.4.1",
+        network_flags={"STRONGLY_TYPED": 0},
+        builder_flags=("TF32",),
+        sets_precision=False,
+    ),
+    "RTX 1.7": Generation(
+        module="tensorrt_rtx_bindings",
+        version="1.7.1.116",
+        network_flags={"STRONGLY_TYPED": 0},
+        builder_flags=("TF32",),
+        sets_precision=False,
+        compute_capabilities=(75, 80, 86, 89, 120, 121),
+    ),
+}
+
+
+@dataclasses.dataclass
+class Conduct:
+    """How the fake shall behave in a test, and what it did.
+
+    Attributes:
+        fails: ``builder``, ``parser``, ``build``, ``runtime``, ``deserialize``, ``context`` or ``execute``.
+        says: What the library tells its logger when it fails, as (severity, message).
+        layers: Names of the network's layers.
+        precisions: Precision that each layer was set to.
+        batch_max: Largest batch of the engine.
+    """
+
+    fails: str = ""
+    says: list[tuple[int, str]] = dataclasses.field(default_factory=lambda: [(1, "the reason")])
+    layers: tuple[str, ...] = ("a", "b", "c")
+    precisions: dict[str, str] = dataclasses.field(default_factory=dict)
+    batch_max: int = 8
+
+
+class Severity(enum.IntEnum):
+    """How bad a message is: the smaller, the worse."""
+
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class ILogger:
+    """What a logger is derived from."""
+
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
+
+    def log(self, severity: Any, message: str) -> None:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass
+class Library:
+    """One installed library: what its parts have in common."""
+
+    generation: Generation
+    conduct: Conduct
+    cuda: FakeCuda
+
+    def complain(self, logger: ILogger) -> None:
+        for level, message in self.conduct.says:
+            logger.log(Severity(level), message)
+
+    def start(self, part: str, logger: ILogger) -> None:
+        # What pybind11 makes of a factory that returned null (https://github.com/NVIDIA/TensorRT/issues/2913).
+        if self.conduct.fails == part:
+            self.complain(logger)
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def make_module(generation: Generation, conduct: Conduct, cuda: FakeCuda) -> types.ModuleType:
+    """The module to put into `sys.modules` under the generation's name."""
+    library = Library(generation, conduct, cuda)
+    module: Any = types.ModuleType(generation.module)
+    module.__spec__ = ModuleSpec(generation.module, None)
+    module.__version__ = generation.version
+    module.float32 = "float32"
+    module.ILogger = ILogger
+    module.NetworkDefinitionCreationFlag = numbered("NetworkDefinitionCreationFlag", generation.network_flags)
+    module.BuilderFlag = numbered("BuilderFlag", {name: index for index, name in enumerate(generation.builder_flags)})
+    if generation.compute_capabilities:
+        capabilities = {f"SM{number}": number for number in generation.compute_capabilities}
+        module.ComputeCapability = numbered("ComputeCapability", {"NONE": 0, "CURRENT": 1, **capabilities})
+    module.Builder = functools.partial(Builder, library)
+    module.OnnxParser = functools.partial(OnnxParser, library)
+    module.Runtime = functools.partial(Runtime, library)
+    made: types.ModuleType = module
+    return made
+
+
+def numbered(name: str, members: dict[str, int]) -> Any:
+    """An enumeration as pybind11 makes it: members by name, each convertible to its number."""
+    make: Any = enum.IntEnum
+    return make(name, members)
+
+
+# ---- building
+
+
+class Network:
+    """Remembers its flags."""
+
+    def __init__(self, library: Library, flags: int) -> None:
+        self.library, self.flags = library, flags
+        self.is_dynamic = False
+        self.num_layers = len(library.conduct.layers)
+
+    def get_layer(self, index: int) -> Any:
+        name = self.library.conduct.layers[index]
+        return WeakLayer(name, self.library.conduct) if self.library.generation.sets_precision else Layer(name)
+
+
+class Layer:
+    """Has no attribute but its name, and takes none."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class WeakLayer(Layer):
+    """Takes a precision too."""
+
+    __slots__ = ("conduct",)
+
+    def __init__(self, name: str, conduct: Conduct) -> None:
+        super().__init__(name)
+        self.conduct = conduct
+
+    def _set_precision(self, value: str) -> None:
+        self.conduct.precisions[self.name] = value
+
+    precision = property(fset=_set_precision)
+
+
+class Profile:
+    """Remembers its shapes."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[list[int]]] = {}
+
+    def set_shape(self, name: str, low: Any, best: Any, high: Any) -> None:
+        self.shapes[name] = [list(low), list(best), list(high)]
+
+
+class BuilderConfig:
+    """Remembers flags and profiles."""
+
+    def __init__(self) -> None:
+        self.flags: set[Any] = set()
+        self.profiles: list[Profile] = []
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag)
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+
+class TargetedConfig(BuilderConfig):
+    """Takes compute capabilities too: TensorRT-RTX."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capabilities: list[int] = []
+
+    @property
+    def num_compute_capabilities(self) -> int:
+        return len(self.capabilities)
+
+    @num_compute_capabilities.setter
+    def num_compute_capabilities(self, count: int) -> None:
+        self.capabilities = [0] * count
+
+    def set_compute_capability(self, capability: Any, index: int) -> bool:
+        self.capabilities[index] = int(capability)
+        return True
+
+
+class Builder:
+    """Builds plans that say what was asked for."""
+
+    def __init__(self, library: Library, logger: ILogger) -> None:
+        library.start("builder", logger)
+        self.library, self.logger = library, logger
+
+    def create_network(self, flags: int = 0) -> Network:
+        return Network(self.library, flags)
+
+    def create_builder_config(self) -> BuilderConfig:
+        return TargetedConfig() if self.library.generation.compute_capabilities else BuilderConfig()
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, network: Network, config: BuilderConfig) -> bytearray | None:
+        if reason := self._refusal(network, config):
+            self.logger.log(Severity.ERROR, reason)
+            return None
+        if self.library.conduct.fails == "build":
+            self.library.complain(self.logger)
+            return None
+        plan = {
+            "network_flags": network.flags,
+            "flags": sorted(flag.name for flag in config.flags),
+            "profiles": [profile.shapes for profile in config.profiles],
+            "capabilities": getattr(config, "capabilities", None),
+        }
+        return bytearray(json.dumps(plan).encode())
+
+    def _refusal(self, network: Network, config: BuilderConfig) -> str | None:
+        generation = self.library.generation
+        if generation.version.startswith("8.") and not network.flags & 1 << generation.network_flags["EXPLICIT_BATCH"]:
+            return "an explicit batch is required"
+        if network.flags & ~sum(1 << value for value in generation.network_flags.values()):
+            return f"unknown network flags {network.flags}"
+        if network.is_dynamic and not config.profiles:
+            return "a network with dynamic shapes needs an optimization profile"
+        return None
+
+
+class OnnxParser:
+    """Tells static from dynamic files, and nothing else."""
+
+    def __init__(self, library: Library, network: Network, logger: ILogger) -> None:
+        self.library, self.network = library, network
+        self.num_errors = 0
+
+    def parse_from_file(self, path: str) -> bool:
+        self.network.is_dynamic = Path(path).read_bytes() == b"dynamic onnx"
+        self.num_errors = 1 if self.library.conduct.fails == "parser" else 0
+        return not self.num_errors
+
+    def get_error(self, index: int) -> Any:
+        return types.SimpleNamespace(desc=lambda: f"In node {index} with name: odd and operator: Odd")
+
+
+# ---- running
+
+
+class Runtime:
+    """Loads anything."""
+
+    def __init__(self, library: Library, logger: ILogger) -> None:
+        # Without a driver the real one ends the process here.
+        assert not library.cuda.no_gpu, "TensorRT was called on a machine without a GPU"
+        library.start("runtime", logger)
+        self.library, self.logger = library, logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        if self.library.conduct.fails == "deserialize":
+            self.library.complain(self.logger)
+            return None
+        return Engine(self.library)
+
+
+class Engine:
+    """Only makes contexts."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+
+    def create_execution_context(self) -> Context | None:
+        return None if self.library.conduct.fails == "context" else Context(self.library)
+
+
+class Context:
+    """Computes `expected_logits` from and to the fake device's memory, when the stream gets to it."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        if name != IMAGE or len(shape) != 4 or not 1 <= shape[0] <= self.library.conduct.batch_max:
+            return False
+        self.shape = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.shape if name == IMAGE else (self.shape[0], CLASSES)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        if self.library.conduct.fails == "execute":
+            return False
+        work = functools.partial(compute, self.library.cuda, self.shape, dict(self.addresses))
+        self.library.cuda.enqueue(stream_handle, work)
+        return True
+
+
+def compute(cuda: FakeCuda, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
+    """One inference."""
+    size = int(np.prod(shape)) * 4
+    images = np.frombuffer(cuda.read(addresses[IMAGE], size), np.float32).reshape(shape)
+    cuda.write(addresses[LOGITS], expected_logits(images).tobytes())
+
+
+def expected_logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the fake engine computes, float32 [n, CLASSES]."""
+    means = images.reshape(len(images), -1).mean(axis=1, dtype=np.float64)
+    return np.outer(means, np.arange(1, CLASSES + 1)).astype(np.float32)

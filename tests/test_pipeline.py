@@ -1,0 +1,174 @@
+"""Whole builds through the library: what ships, what is measured, and that the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import CALIBRATION, TINY, VALIDATION, Built, sample_request
+
+from vitexport.artifacts import BatchRange, silent
+from vitexport.bundle import open_bundle
+from vitexport.errors import UsageError, VitexportError
+from vitexport.pipeline import BuildRequest, plan, run
+from vitexport.runtime import load
+from vitexport.targets import machine_cpu, misfit, resolve
+from vitexport.validate.numerics import Budget
+
+ANYTHING = Budget(max_drop=100, min_agreement=0)
+
+
+def checks(built: Built) -> dict[str, str]:
+    return {check.name: check.status for check in built.report.checks}
+
+
+def tiny(tmp_path: Path, target: str, **changes: object) -> Built:
+    request = BuildRequest(model=TINY, target=target, out=tmp_path / "out", budget=ANYTHING)
+    return Built(*run(dataclasses.replace(request, **changes), silent))  # type: ignore[arg-type]
+
+
+def test_the_cpu_bundle_is_what_the_issue_asks_for(cpu_bundle: Built) -> None:
+    manifest = cpu_bundle.bundle.manifest
+    assert (manifest.precision, manifest.target.kind) == ("int8", "cpu")
+    assert manifest.labels == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert {"onnx", "onnx_float", "golden_pixels", "golden_logits"} == set(manifest.artifacts)
+    assert manifest.recipe is not None
+    assert len(manifest.recipe["images"]) == 64
+    assert checks(cpu_bundle)["accuracy"] == "passed"
+    stages = {stage.name for stage in cpu_bundle.report.stages}
+    assert {"source", "export", "quantize", "validate int8", "latency"} <= stages
+    assert all(stage.seconds >= 0 for stage in cpu_bundle.report.stages)
+    assert {"pytorch", "int8", "fp32"} <= set(cpu_bundle.report.measurements["latency"])
+
+
+def test_the_report_on_disk_is_the_report_returned(cpu_bundle: Built) -> None:
+    assert open_bundle(cpu_bundle.root).report().to_json() == cpu_bundle.report.to_json()
+    assert cpu_bundle.report.title in (cpu_bundle.root / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_int8_file_is_about_a_quarter_of_the_float_one(cpu_bundle: Built) -> None:
+    size = cpu_bundle.report.measurements["size"]
+    assert 0.2 < size["onnx_bytes"] / size["onnx_float_bytes"] < 0.33
+
+
+def test_an_engine_is_compiled_and_its_run_skipped_with_a_reason(l4_bundle: Built) -> None:
+    status = checks(l4_bundle)
+    assert status["engine"] == "passed"
+    engine = l4_bundle.bundle.artifact("engine")
+    assert engine is not None
+    assert engine.stat().st_size > 1_000_000
+    if status["engine_output"] != "passed":
+        message = next(check.message for check in l4_bundle.report.checks if check.name == "engine_output")
+        assert "NVIDIA L4" in message
+
+
+def test_a_jetson_bundle_says_how_its_engine_is_built(jetson_bundle: Built) -> None:
+    assert checks(jetson_bundle)["engine"] == "skipped"
+    engine = jetson_bundle.bundle.manifest.engine
+    assert engine is not None
+    assert "trtexec --onnx=model.onnx" in engine["skipped"]
+    model = onnx.load(str(jetson_bundle.bundle.artifact("onnx")))
+    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    types = {tensor.data_type for tensor in model.graph.initializer if tensor.name in scales}
+    assert types == {onnx.TensorProto.FLOAT16}
+
+
+def test_the_same_inputs_give_the_same_bytes(cpu_bundle: Built, tmp_path: Path) -> None:
+    again = Built(*run(sample_request(tmp_path / "again"), silent))
+    before, after = cpu_bundle.bundle.manifest, again.bundle.manifest
+    for role in ("onnx", "onnx_float", "golden_pixels", "golden_logits"):
+        assert before.files[before.artifacts[role]] == after.files[after.artifacts[role]], role
+    assert before.recipe == after.recipe
+
+
+def test_another_calibration_set_gives_another_model(cpu_bundle: Built, tmp_path: Path) -> None:
+    other = Built(*run(sample_request(tmp_path / "other", calibration=CALIBRATION / "3"), silent))
+    assert other.bundle.manifest.files["model.onnx"] != cpu_bundle.bundle.manifest.files["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("target", "jetpack", "opset", "absent"),
+    [
+        ("jetson-nano", None, 13, {"LayerNormalization", "Gelu"}),
+        ("jetson-xavier-nx", "5.1", 17, {"LayerNormalization", "Gelu"}),
+        ("jetson-orin-nano-8gb", "6.0", 17, {"Gelu"}),
+    ],
+)
+def test_older_stacks_get_operators_that_they_have(
+    tmp_path: Path, target: str, jetpack: str | None, opset: int, absent: set[str]
+) -> None:
+    built = tiny(tmp_path, target, jetpack=jetpack, batch=BatchRange.parse("1:2:4"))
+    model = onnx.load(str(built.bundle.artifact("onnx")))
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": opset}
+    assert not absent & {node.op_type for node in model.graph.node}
+    assert checks(built)["export_parity"] == "passed"
+    engine = built.bundle.manifest.engine
+    assert engine is not None
+    assert engine["recipe"]["typing"] == "weak"
+    assert "FP16" in engine["recipe"]["flags"]
+
+
+def test_auto_without_calibration_ships_float(tmp_path: Path) -> None:
+    built = tiny(tmp_path, "cpu")
+    assert built.bundle.manifest.precision == "fp32"
+    assert any("--calibration DIR" in note for note in built.report.notes)
+    assert built.bundle.manifest.artifacts["onnx"] == built.bundle.manifest.artifacts["onnx_float"]
+
+
+def test_auto_falls_back_when_int8_is_over_the_budget(tmp_path: Path) -> None:
+    request = sample_request(
+        tmp_path / "out", target="l4", precision="auto", budget=Budget(max_drop=0.0, min_agreement=100), data=None
+    )
+    built = Built(*run(request, silent))
+    candidates = built.report.measurements["candidates"]
+    assert set(candidates) == {"int8", "fp16"}
+    expected = "int8" if candidates["int8"]["agreement_percent"] == 100 else "fp16"
+    assert built.bundle.manifest.precision == expected
+
+
+def test_a_bundle_for_another_cpu_is_judged_exactly_and_not_timed(tmp_path: Path) -> None:
+    built = Built(*run(sample_request(tmp_path / "out", target="cpu-arm64-dotprod"), silent))
+    assert misfit(resolve("cpu-arm64-dotprod"), machine_cpu(), precision="int8") is not None
+    assert checks(built) == {"export_parity": "passed", "accuracy": "passed", "latency": "skipped"}
+    assert sorted(path.name for path in built.root.glob("*.onnx")) == ["model.float.onnx", "model.onnx"]
+    with pytest.raises(VitexportError, match="AArch64"):
+        load(built.root)
+
+
+def test_a_dynamic_bundle_takes_every_batch_in_its_range(tmp_path: Path) -> None:
+    built = tiny(tmp_path, "cpu", batch=BatchRange.parse("2:4:8"))
+    model = load(built.root)
+    pixels, _ = built.bundle.golden()
+    for count in (1, 2, 7, 8, 20):
+        result = model.predict(list(pixels[:count]))
+        assert result.logits.shape == (count, 7)
+
+
+def test_predictions_equal_the_golden_logits(cpu_bundle: Built) -> None:
+    model = load(cpu_bundle.root)
+    pixels, reference = cpu_bundle.bundle.golden()
+    # Golden pixels have the input's size: resize and crop leave them as they are.
+    result = model.predict(list(pixels))
+    assert (result.logits.argmax(axis=1) == reference.argmax(axis=1)).mean() >= 0.97
+
+
+def test_a_plan_collects_and_a_run_refuses(tmp_path: Path) -> None:
+    request = dataclasses.replace(
+        sample_request(tmp_path / "out"), target="jetson-nano", calibration=None, calibration_size=0
+    )
+    found = [finding.message for finding in plan(request).findings if finding.level == "error"]
+    assert len(found) == 3
+    with pytest.raises(UsageError, match="problems"):
+        run(request, silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_names_every_calibration_image_by_its_hash(cpu_bundle: Built) -> None:
+    data = json.loads((cpu_bundle.root / "manifest.json").read_text(encoding="utf-8"))
+    assert all((CALIBRATION / name).is_file() for name in data["recipe"]["images"])
+    assert data["versions"]["vitexport"]
+    assert data["model"]["weights"] == "checkpoint:model.safetensors"
+    assert not any(str(VALIDATION.parent) in value for value in data["recipe"]["images"])
