@@ -17,15 +17,23 @@ from vitexport.source import ModelRequest, load
 REQUESTS = {"tiny": TINY, "sample": ModelRequest(name=f"local-dir:{ROOT / 'scripts' / 'sample'}")}
 
 
-@functools.cache
 def live(model: str = "tiny") -> tuple[nn.Module, ModelSource]:
     """The module itself, and its description."""
+    return _live(model)
+
+
+@functools.cache
+def _live(model: str) -> tuple[nn.Module, ModelSource]:
     return load(REQUESTS[model])
 
 
-@functools.cache
 def exported(batch: str = "1:4:8", opset: int = 20, *, layernorm_op: bool = True, model: str = "tiny") -> bytes:
     """The float ONNX."""
+    return _exported(batch, opset, layernorm_op, model)
+
+
+@functools.cache
+def _exported(batch: str, opset: int, layernorm_op: bool, model: str) -> bytes:  # noqa: FBT001 - a cache tells keywords apart
     module, source = live(model)
     with tempfile.TemporaryDirectory() as folder:
         limits = BatchRange.parse(batch)

@@ -104,7 +104,7 @@ logits_arrays = st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, ma
 @settings(max_examples=60, deadline=None)
 @given(logits=logits_arrays, count=st.integers(1, 6))
 def test_probabilities_sum_to_one_and_the_likeliest_comes_first(logits: NDArray[np.float32], count: int) -> None:
-    prediction = Prediction(logits=logits, labels=("a", "b", "c", "d"))
+    prediction = Prediction(logits=logits, class_names=("a", "b", "c", "d"))
     np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, atol=1e-5)
     assert (prediction.probabilities >= 0).all()
     for row, best in zip(logits, prediction.top(count), strict=True):
@@ -116,7 +116,7 @@ def test_probabilities_sum_to_one_and_the_likeliest_comes_first(logits: NDArray[
 
 
 def test_probabilities_are_the_softmax() -> None:
-    prediction = Prediction(logits=np.log(np.array([[1, 2, 5]], np.float32)), labels=("x", "y", "z"))
+    prediction = Prediction(logits=np.log(np.array([[1, 2, 5]], np.float32)), class_names=("x", "y", "z"))
     [[(first, likeliest), (second, next_best)]] = prediction.top(2)
     assert (first, second) == ("z", "y")
     assert (likeliest, next_best) == pytest.approx((0.625, 0.25))
@@ -165,7 +165,7 @@ def test_no_images_and_a_bad_image_among_good_ones_are_input_errors(model: Model
 def test_a_bundle_without_names_numbers_its_classes(cpu_bundle: Built) -> None:
     manifest = dataclasses.replace(cpu_bundle.bundle.manifest, labels=None, num_classes=2)
     unnamed = Model(dataclasses.replace(cpu_bundle.bundle, manifest=manifest), FakeBackend())
-    assert unnamed.predict(DIGITS[0]).labels == ("0", "1")
+    assert unnamed.predict(DIGITS[0]).class_names == ("0", "1")
 
 
 def test_the_runtime_imports_nothing_heavy_and_no_engine() -> None:

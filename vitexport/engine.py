@@ -42,7 +42,10 @@ def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: 
             library="tensorrt",
             library_version=str(target.tensorrt),
             recipe=recipe,
-            skipped=f"build it on the device ({where}TensorRT {target.tensorrt}): {recipe.trtexec}",
+            skipped=(
+                f"build it on the device ({where}TensorRT {target.tensorrt}), in the bundle's folder: {recipe.trtexec}; "
+                f"then check it there: vitexport validate . --engine {FILE_NAME}"
+            ),
         )
     version = library_version("tensorrt-rtx")
     plan = build_engine(model.path, recipe, "tensorrt-rtx")

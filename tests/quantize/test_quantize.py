@@ -214,6 +214,10 @@ def test_progress_is_told_up_to_the_last_image(tmp_path: Path) -> None:
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 
+def rms(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+
+
 ARITHMETIC = {
     "uint8, 7 bits": CpuArithmetic(activation="uint8", weight_bits=7, required_flags=(), arch="x86_64"),
     "uint8, 8 bits": CpuArithmetic(activation="uint8", weight_bits=8, required_flags=("avx512_vnni",), arch="x86_64"),
@@ -235,9 +239,9 @@ def test_the_exact_twin_holds_the_numbers_of_the_cpu_variant(
         pytest.skip(reason)
     logits, exact = run(integer, pixels), run(twin, pixels)
     scale = float(np.abs(exact).max())
-    np.testing.assert_allclose(logits, exact, atol=2e-2 * scale)
-    # The numbers are the same: on average far closer than one step of rounding apart.
-    assert float(np.sqrt(np.mean((logits - exact) ** 2))) < 2e-3 * scale
+    # A rounding that falls the other way shows a little; another number anywhere would show as much as INT8 itself does.
+    np.testing.assert_allclose(logits, exact, atol=2e-3 * scale)
+    assert rms(logits - exact) < 0.1 * rms(run(exported("1:4:8", model="sample"), pixels) - exact)
     shipped = open_onnx(integer).run(pixels)
     np.testing.assert_array_equal(shipped.argmax(1), exact.argmax(1))
 

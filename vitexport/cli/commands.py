@@ -32,6 +32,10 @@ BACKEND = click.option(
     help="auto: what the bundle was built for; onnxruntime: its ONNX, on the CPU.",
 )
 
+ENGINE = click.option(
+    "--engine", type=PATH, metavar="FILE", help="An engine that was built on this device from the bundle's ONNX."
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(importlib.metadata.version("vitexport"), message="vitexport %(version)s")
@@ -117,6 +121,7 @@ def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bo
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
 @click.option("--min-agreement", type=float, default=99.0, show_default=True, metavar="PERCENT", help="As for build.")
 @BACKEND
+@ENGINE
 @output_options
 def validate(
     *,
@@ -125,6 +130,7 @@ def validate(
     max_drop: float,
     min_agreement: float,
     backend: Any,
+    engine: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -135,7 +141,7 @@ def validate(
     from vitexport.validate.numerics import Budget
 
     with show.progress(quiet=quiet or as_json) as progress:
-        model = load(bundle, backend=backend)
+        model = load(bundle, backend=backend, engine=engine)
         images = _labelled(model.bundle, data)
         report = validate_bundle(model, images, Budget(max_drop=max_drop, min_agreement=min_agreement), progress)
     return _finish(report, as_json=as_json, verbose=verbose)
@@ -146,6 +152,7 @@ def validate(
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images per call (default: the bundle's own).")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="How long it is timed.")
 @BACKEND
+@ENGINE
 @output_options
 def bench(
     *,
@@ -153,6 +160,7 @@ def bench(
     batch: int | None,
     seconds: float,
     backend: Any,
+    engine: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -162,7 +170,7 @@ def bench(
     from vitexport.validate.device import bench_bundle
 
     with show.progress(quiet=quiet or as_json) as progress:
-        report = bench_bundle(load(bundle, backend=backend), batch=batch, seconds=seconds, progress=progress)
+        report = bench_bundle(load(bundle, backend=backend, engine=engine), batch=batch, seconds=seconds, progress=progress)
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
@@ -184,14 +192,23 @@ def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Labels per image.")
 @BACKEND
+@ENGINE
 @output_options
 def predict(
-    *, bundle: Path, images: tuple[str, ...], top: int, backend: Any, as_json: bool, quiet: bool, verbose: bool
+    *,
+    bundle: Path,
+    images: tuple[str, ...],
+    top: int,
+    backend: Any,
+    engine: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> int:
     """Classify each IMAGE with BUNDLE."""
     from vitexport.runtime import load
 
-    prediction = load(bundle, backend=backend).predict(list(images))
+    prediction = load(bundle, backend=backend, engine=engine).predict(list(images))
     ranked = prediction.top(top)
     if as_json:
         show.print_json(

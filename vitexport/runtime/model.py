@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,11 +26,16 @@ class Prediction:
 
     Attributes:
         logits: float32 [n, classes].
-        labels: Class names in the order of the logits; their numbers as text where the bundle has no names.
+        class_names: In the order of the logits; their numbers as text where the bundle has no names.
     """
 
     logits: NDArray[np.float32]
-    labels: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """For each picture the name of its likeliest class."""
+        return tuple(self.class_names[index] for index in self.logits.argmax(axis=1))
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -42,9 +47,10 @@ class Prediction:
     def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
         """For each picture the `count` likeliest labels with their probabilities, likeliest first."""
         probabilities = self.probabilities
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+        # By logits: softmax can round two of them to the same probability.
+        order = np.argsort(-self.logits, axis=1, kind="stable")[:, :count]
         return [
-            [(self.labels[index], float(row[index])) for index in best]
+            [(self.class_names[index], float(row[index])) for index in best]
             for row, best in zip(probabilities, order, strict=True)
         ]
 
@@ -70,12 +76,10 @@ class Model:
         Raises:
             InputError: A picture cannot be read.
         """
-        one = isinstance(images, (str, Path, np.ndarray)) or not isinstance(images, Sequence)
-        several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
-        tensors = [preprocess(image, self.manifest.preprocess) for image in several]
-        if not tensors:
+        several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        if not several:
             raise InputError("No images were given; expected one or more.")
-        return self.predict_tensor(np.stack(tensors))
+        return self._prediction(np.concatenate(list(self._logits(several))))
 
     def predict_tensor(self, tensor: NDArray[np.float32]) -> Prediction:
         """Classify what `vitexport.preprocess.preprocess` made: float32 [n, 3, height, width].
@@ -86,9 +90,18 @@ class Model:
         spec = self.manifest.preprocess
         if tensor.ndim != 4 or tensor.shape[1:] != (3, spec.height, spec.width) or not len(tensor):
             raise InputError(f"Input has shape {tensor.shape}; expected [n, 3, {spec.height}, {spec.width}], n >= 1.")
-        logits = run_in_batches(self.backend, tensor, self.manifest.batch)
-        labels = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes))
-        return Prediction(logits=logits, labels=labels)
+        return self._prediction(run_in_batches(self.backend, tensor, self.manifest.batch))
+
+    def _logits(self, images: Sequence[Any]) -> Iterator[NDArray[np.float32]]:
+        """Logits batch by batch: no more preprocessed pictures are held than one call of the engine takes."""
+        size = self.manifest.batch.maximum
+        for start in range(0, len(images), size):
+            part = [preprocess(image, self.manifest.preprocess) for image in images[start : start + size]]
+            yield run_in_batches(self.backend, np.stack(part), self.manifest.batch)
+
+    def _prediction(self, logits: NDArray[np.float32]) -> Prediction:
+        names = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes))
+        return Prediction(logits=logits, class_names=names)
 
 
 def run_in_batches(backend: Backend, tensor: NDArray[np.float32], batch: BatchRange) -> NDArray[np.float32]:
@@ -105,11 +118,19 @@ def run_in_batches(backend: Backend, tensor: NDArray[np.float32], batch: BatchRa
     return np.concatenate(results)
 
 
-def load(path: str | Path, *, backend: BackendName = "auto", threads: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    backend: BackendName = "auto",
+    engine: str | Path | None = None,
+    threads: int | None = None,
+) -> Model:
     """Verify the bundle at `path` and load it for this machine.
 
     Args:
         path: The bundle's folder.
+        engine: An engine that was built on this device from the bundle's ONNX, to be run instead of the bundle's own. It
+            is not part of the bundle and so not verified: trust it as you trust a shared library.
         backend: ``auto`` takes what the bundle was built for and nothing else; ``onnxruntime`` runs its ONNX on the CPU
             whatever the target is, for a look at the numbers; ``tensorrt`` insists on the engine.
         threads: CPU threads of ONNX Runtime; None for one per physical core.
@@ -122,8 +143,28 @@ def load(path: str | Path, *, backend: BackendName = "auto", threads: int | None
     if backend not in ("auto", "onnxruntime", "tensorrt"):
         raise UsageError(f"Backend {backend!r} is unknown; use auto, onnxruntime or tensorrt.")
     bundle = open_bundle(Path(path))
+    if engine is not None:
+        return Model(bundle, _built_here(bundle, Path(engine), backend))
     wants_engine = backend == "tensorrt" or (backend == "auto" and bundle.manifest.engine is not None)
     return Model(bundle, _engine(bundle) if wants_engine else _onnx(bundle, threads))
+
+
+def _built_here(bundle: Bundle, path: Path, backend: BackendName) -> Backend:
+    """An engine from outside the bundle; TensorRT itself refuses one of another version or GPU."""
+    manifest = bundle.manifest
+    if manifest.engine is None or backend == "onnxruntime":
+        raise UsageError(f"Engine {path} was given, but bundle {bundle.root} is to be run by ONNX Runtime.")
+    if not path.is_file():
+        raise InputError(f"Engine {path} does not exist or is not a file.")
+    return open_engine(
+        path,
+        EngineFacts(
+            library=str(manifest.engine["library"]),
+            library_version=None,
+            compute_capabilities=tuple(manifest.engine["recipe"]["compute_capabilities"]),
+            target=manifest.target.name,
+        ),
+    )
 
 
 def _engine(bundle: Bundle) -> Backend:

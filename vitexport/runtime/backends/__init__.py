@@ -32,13 +32,13 @@ class EngineFacts:
 
     Attributes:
         library: ``tensorrt-rtx`` or ``tensorrt``.
-        library_version: Version that built it.
+        library_version: Version that built it; None if not known, and TensorRT has to judge.
         compute_capabilities: For example ``("8.9",)``; empty if not restricted.
         target: The device's name.
     """
 
     library: str
-    library_version: str
+    library_version: str | None
     compute_capabilities: tuple[str, ...]
     target: str
 

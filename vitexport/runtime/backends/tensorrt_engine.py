@@ -142,6 +142,8 @@ def _cuda_runtime(facts: EngineFacts) -> Any:
 
 def _check_version(title: str, installed: str, facts: EngineFacts) -> None:
     """TensorRT-RTX engines have no forward compatibility, and plain TensorRT engines are tied to their version."""
+    if facts.library_version is None:
+        return
     if installed.split(".")[:3] != facts.library_version.split(".")[:3]:
         raise DeviceError(
             f"The engine was compiled by {TITLES[facts.library]} {facts.library_version}, but this machine has {title}. "
