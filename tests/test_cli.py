@@ -117,7 +117,7 @@ def test_validate_inspect_bench_and_predict_give_json(vitexport: Command, cpu_bu
 
 def test_commands_print_for_people(vitexport: Command, cpu_bundle: Built, jetson_bundle: Built) -> None:
     shown = vitexport("inspect", jetson_bundle.root).stdout
-    for fragment in ("Jetson Orin Nano 8GB", "JetPack 6.1", "skipped", "trtexec", "placement A", "golden_logits"):
+    for fragment in ("Jetson Orin Nano 8GB", "JetPack 6.2", "skipped", "trtexec", "placement A", "golden_logits"):
         assert fragment in shown
     assert "7 " in vitexport("predict", cpu_bundle.root, DIGIT).stdout
     assert "p50 ms" in vitexport("bench", cpu_bundle.root, "--seconds", "0.2").stdout

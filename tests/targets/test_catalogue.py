@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import json
 import subprocess
 import sys
@@ -124,7 +126,9 @@ def test_the_default_is_the_newest_release_that_is_no_optional_upgrade(device_id
     ],
 )
 def test_a_release_maps_to_the_row_with_its_stack(device_id: str, asked: str, release: str) -> None:
-    assert resolve(device_id, jetpack=asked).jetpack == release
+    asked_for, listed = resolve(device_id, jetpack=asked), resolve(device_id, jetpack=release)
+    assert asked_for.jetpack == asked  # what the user wrote is what reports show
+    assert dataclasses.replace(asked_for, jetpack=release) == listed
 
 
 @pytest.mark.parametrize(

@@ -94,17 +94,14 @@ def _convert_attributes(node: ir.Node) -> None:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.numpy().astype(np.float16)))
 
 
+def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    return make_node("Cast", [value], name=name, dtype=to, shape=value.shape, attributes=[ir.AttrInt64("to", int(to))])
+
+
 def _cast_input(graph: ir.Graph) -> None:
     image = graph.inputs[0]
     readers = list(image.uses())
-    cast = make_node(
-        "Cast",
-        [image],
-        name=f"{INPUT_NAME}/Cast",
-        dtype=ir.DataType.FLOAT16,
-        shape=image.shape,
-        attributes=[ir.AttrInt64("to", int(ir.DataType.FLOAT16))],
-    )
+    cast = _cast(image, ir.DataType.FLOAT16, f"{INPUT_NAME}/Cast")
     for use in readers:
         if use.node.op_type != "Shape":
             use.node.replace_input_with(use.idx, cast.outputs[0])
@@ -117,14 +114,7 @@ def _cast_output(graph: ir.Graph) -> None:
     if producer is None:
         raise ValueError("logits is not computed by any node")
     inner.name = f"{producer.name}"
-    cast = make_node(
-        "Cast",
-        [inner],
-        name=f"{OUTPUT_NAME}/Cast",
-        dtype=ir.DataType.FLOAT,
-        shape=inner.shape,
-        attributes=[ir.AttrInt64("to", int(ir.DataType.FLOAT))],
-    )
+    cast = _cast(inner, ir.DataType.FLOAT, f"{OUTPUT_NAME}/Cast")
     cast.outputs[0].name = OUTPUT_NAME
     graph.outputs[0] = cast.outputs[0]
     graph.append(cast)

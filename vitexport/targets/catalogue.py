@@ -112,7 +112,7 @@ def _refuse_jetpack(device: Device, jetpack: str | None) -> None:
 
 
 def _release(device: Device, asked: str | None, rows: Rows) -> tuple[str, JetPack]:
-    """The device's own name of the release that was `asked` for, and its stack."""
+    """The release that was `asked` for, as it was written, and the stack that it carries."""
     stacks = {release: stack for release in device.jetpacks if (stack := rows.stack_of(release)) is not None}
     if asked is None:
         standard = [release for release, stack in stacks.items() if not stack.optional]
@@ -121,7 +121,7 @@ def _release(device: Device, asked: str | None, rows: Rows) -> tuple[str, JetPac
     if _RELEASE.fullmatch(asked):
         for release, stack in stacks.items():
             if stack.carries(asked) and version_key(asked) >= version_key(release):
-                return release, stack
+                return asked, stack
     valid = ", ".join(_spelled(release, stack) for release, stack in stacks.items())
     raise UsageError(f"JetPack {asked} does not run on {device.id} ({device.name}). Valid for --jetpack: {valid}.")
 

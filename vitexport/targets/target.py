@@ -129,7 +129,7 @@ class Target:
         kind: Jetson, another NVIDIA GPU, or a class of CPUs.
         compute_capability: CUDA compute capability, for example ``8.9``; None for a CPU.
         runtime: The library that runs the shipped artifact.
-        jetpack: JetPack release of a Jetson, as the catalogue lists it.
+        jetpack: JetPack release of a Jetson, as it was asked for; its stack is the catalogue's.
         tensorrt: Version of TensorRT on that stack, or of TensorRT-RTX; for another GPU the oldest one to use.
         opset: ONNX opset that the graph is written with.
         typing: Whether TensorRT takes types from the graph (``strong``) or chooses among allowed ones (``weak``).
