@@ -99,7 +99,7 @@ class Manifest:
         """
         return cls(
             versions=_strings(data["versions"]),
-            model=dict(data["model"]),
+            model=_model(data["model"]),
             target=Target.from_json(data["target"]),
             precision=_precision(data["precision"]),
             batch=BatchRange.parse(data["batch"]),
@@ -108,14 +108,46 @@ class Manifest:
             synsets=_names(data["synsets"]),
             num_classes=int(data["num_classes"]),
             artifacts=_strings(data["artifacts"]),
-            engine=None if data["engine"] is None else dict(data["engine"]),
-            recipe=None if data["recipe"] is None else dict(data["recipe"]),
+            engine=None if data["engine"] is None else _engine(data["engine"]),
+            recipe=None if data["recipe"] is None else _recipe(data["recipe"]),
             files=_strings(data["files"]),
         )
 
 
 def _strings(values: Any) -> dict[str, str]:
     return {str(key): str(value) for key, value in dict(values).items()}
+
+
+def _model(values: Any) -> dict[str, Any]:
+    """What reports show of the model must be there, and of its type."""
+    data = dict(values)
+    for key, kind in (("name", str), ("weights", str), ("weights_sha256", str), ("parameters", int)):
+        if not isinstance(data.get(key), kind):
+            raise TypeError(f"model.{key} is {data.get(key)!r}, expected {kind.__name__}")
+    return data
+
+
+def _engine(values: Any) -> dict[str, Any]:
+    """What decides whether an engine may be loaded must be there, and of its type."""
+    data = dict(values)
+    capabilities = dict(data["recipe"])["compute_capabilities"]
+    known = data["library"] in ("tensorrt", "tensorrt-rtx") and isinstance(data["library_version"], str)
+    if not known or not isinstance(capabilities, list) or not all(isinstance(entry, str) for entry in capabilities):
+        raise TypeError("engine.library, engine.library_version or engine.recipe is not what vitexport writes")
+    if data["skipped"] is not None and not isinstance(data["skipped"], str):
+        raise TypeError("engine.skipped is not a text")
+    return data
+
+
+def _recipe(values: Any) -> dict[str, Any]:
+    """What reports show of the INT8 recipe must be there."""
+    data = dict(values)
+    if not isinstance(data["layers"], list) or not isinstance(data["images"], dict):
+        raise TypeError("recipe.layers or recipe.images is not what vitexport writes")
+    for key in ("placement", "activation_observer"):
+        if not isinstance(data[key], str):
+            raise TypeError(f"recipe.{key} is not a text")
+    return data
 
 
 def _names(values: Any) -> tuple[str, ...] | None:
@@ -152,7 +184,8 @@ class Bundle:
             if path is None:
                 raise BundleError(f"Bundle {self.root} has no {role}; build it again.")
             try:
-                arrays.append(np.load(path, allow_pickle=False))
+                # Mapped, not read: a header that lies about its size must not take the memory.
+                arrays.append(np.load(path, allow_pickle=False, mmap_mode="r"))
             except (OSError, ValueError) as error:
                 raise BundleError(f"{path} cannot be read: {error}") from None
         pixels, logits = arrays
@@ -160,7 +193,7 @@ class Bundle:
         expected = (spec.height, spec.width, 3), (len(pixels), self.manifest.num_classes)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != expected[0] or logits.shape != expected[1] or not len(pixels):
             raise BundleError(f"Golden arrays of {self.root} are {pixels.shape} and {logits.shape}; expected {expected}.")
-        return pixels, logits
+        return np.array(pixels), np.array(logits)
 
     def report(self) -> Report:
         """The report of the build.
@@ -168,6 +201,8 @@ class Bundle:
         Raises:
             BundleError: It is absent or not a report.
         """
+        if REPORT not in self.manifest.files:
+            raise BundleError(f"Bundle {self.root} has no sha256 for {REPORT}; it is not read. Build the bundle again.")
         try:
             return Report.from_json(json.loads((self.root / REPORT).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -300,6 +335,8 @@ def check_output(out: Path, *, force: bool) -> None:
 def _objection(out: Path, *, force: bool) -> str | None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         return f"Output {out} exists and is not a folder; choose another with -o."
+    if out.is_dir() and (out.resolve() == Path.cwd() or os.path.ismount(out)):
+        return f"Output {out} is the current folder or a mount point, which cannot be replaced; name a folder inside it."
     if out.is_dir() and any(out.iterdir()):
         if not (out / MANIFEST).is_file():
             return f"Output folder {out} exists and is not a bundle; it is not touched. Choose another with -o."

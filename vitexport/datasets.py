@@ -72,10 +72,16 @@ class ImageSet:
             return None
         return np.asarray([file.label for file in self.files], dtype=np.int64)
 
-    def batches(self, spec: PreprocessSpec, size: int) -> Iterator[NDArray[np.float32]]:
-        """Preprocessed pictures, float32 [up to `size`, 3, height, width], one batch in memory at a time."""
-        for start in range(0, len(self.files), size):
-            yield normalize(self.pixels(spec, range(start, min(start + size, len(self.files)))), spec)
+    def batches(self, spec: PreprocessSpec, size: int, *, whole: bool = False) -> Iterator[NDArray[np.float32]]:
+        """Preprocessed pictures, float32 [up to `size`, 3, height, width], one batch in memory at a time.
+
+        With `whole` the last batch is filled up from the beginning of the set, so that a graph which takes no smaller
+        one can be run and no picture counts more than one more time (given at least `size` pictures).
+        """
+        count = len(self.files)
+        for start in range(0, count, size):
+            end = start + size if whole else min(start + size, count)
+            yield normalize(self.pixels(spec, [index % count for index in range(start, end)]), spec)
 
     def pixels(self, spec: PreprocessSpec, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Resized and cropped pictures, uint8 [len(indices), height, width, 3]."""
@@ -198,6 +204,10 @@ def _read(
     skipped: dict[str, str] = {}
     for path in paths:
         relative = path.relative_to(root).as_posix()
+        if (shown := relative.encode("utf-8", "backslashreplace").decode()) != relative:
+            # The manifest is UTF-8 and could not name it.
+            skipped[shown] = "its name is not UTF-8"
+            continue
         try:
             data = path.read_bytes()
             with Image.open(io.BytesIO(data)) as image:

@@ -12,8 +12,12 @@ from vitexport.rewrites import load
 from vitexport.rewrites.lower_layernorm import MARK
 from vitexport.runtime.backends.tensorrt_build import build_engine, library_version
 from vitexport.targets import Target
+from vitexport.targets.target import version_key
 
 FILE_NAME = "model.engine"
+SCRIPT_NAME = "engine.sh"
+# TensorRT of JetPack 6.0, the first with Python 3.10 and with the runtime calls that the backend makes.
+OLDEST_WITH_OUR_PYTHON = (8, 6)
 # Under weak typing the builder flag only allows a precision; INT8 engines keep FP16 for what is not quantized.
 WEAK_FLAGS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
 
@@ -36,16 +40,15 @@ def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: 
         raise UsageError(f"{target.name} runs ONNX Runtime; there is no engine to build for it.")
     recipe = make_recipe(model, spec, target)
     if target.runtime == "tensorrt":
-        where = f"{target.name} with {'JetPack ' + target.jetpack + ', ' if target.jetpack else ''}"
+        script = folder / SCRIPT_NAME
+        script.write_text(_script(recipe, target), encoding="utf-8")
+        script.chmod(0o755)
         return Engine(
             path=None,
             library="tensorrt",
             library_version=str(target.tensorrt),
             recipe=recipe,
-            skipped=(
-                f"build it on the device ({where}TensorRT {target.tensorrt}), in the bundle's folder: {recipe.trtexec}; "
-                f"then check it there: vitexport validate . --engine {FILE_NAME}"
-            ),
+            skipped=_how_to_build(target),
         )
     version = library_version("tensorrt-rtx")
     plan = build_engine(model.path, recipe, "tensorrt-rtx")
@@ -54,11 +57,31 @@ def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: 
     return Engine(path=path, library="tensorrt-rtx", library_version=version, recipe=recipe)
 
 
+def _how_to_build(target: Target) -> str:
+    stack = f"JetPack {target.jetpack}, TensorRT {target.tensorrt}" if target.jetpack else f"TensorRT {target.tensorrt}"
+    text = f"build it on the device ({target.name}, {stack}): run {SCRIPT_NAME} of the bundle there, which calls trtexec"
+    if version_key(str(target.tensorrt)) < OLDEST_WITH_OUR_PYTHON:
+        return f"{text}. The Python of that JetPack is older than vitexport needs: check the outputs against golden/ by hand"
+    return f"{text}; then check it: vitexport validate BUNDLE --engine {FILE_NAME}"
+
+
+def _script(recipe: EngineRecipe, target: Target) -> str:
+    """A shell script that builds the engine with the device's own TensorRT, beside the ONNX model."""
+    return (
+        "#!/bin/sh\n"
+        f"# Builds {FILE_NAME} from model.onnx with trtexec of TensorRT {target.tensorrt}, on the {target.name} itself.\n"
+        "set -eu\n"
+        'cd "$(dirname "$0")"\n'
+        'PATH="$PATH:/usr/src/tensorrt/bin" # where JetPack keeps trtexec\n'
+        f"exec {recipe.trtexec}\n"
+    )
+
+
 def make_recipe(model: OnnxModel, spec: PreprocessSpec, target: Target) -> EngineRecipe:
     """How the engine of `model` is built on `target`'s stack."""
     typing = target.typing or "strong"
     flags = WEAK_FLAGS[model.precision] if typing == "weak" else ()
-    fp32_layers = _lowered_layernorm(model.path) if "FP16" in flags and not target.layernorm_op else ()
+    fp32_layers = lowered_layernorm(model.path) if "FP16" in flags and not target.layernorm_op else ()
     profile = _profile(model.batch, spec) if model.batch.is_dynamic else None
     capabilities = (target.compute_capability,) if target.compute_capability else ()
     return EngineRecipe(
@@ -71,7 +94,8 @@ def make_recipe(model: OnnxModel, spec: PreprocessSpec, target: Target) -> Engin
     )
 
 
-def _lowered_layernorm(path: Path) -> tuple[str, ...]:
+def lowered_layernorm(path: Path) -> tuple[str, ...]:
+    """Nodes of written-out LayerNormalizations, which a weakly typed engine must keep in FP32."""
     return tuple(str(node.name) for node in load(path).graph if f"/{MARK}/" in str(node.name))
 
 

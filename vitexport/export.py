@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +12,7 @@ from torch import nn
 
 from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, BatchRange, ModelSource, OnnxModel
 from vitexport.errors import InputError, ToolchainError
+from vitexport.quiet import quiet
 from vitexport.rewrites import InPlacePass, apply, save
 from vitexport.rewrites.lower_gelu import LowerGelu
 from vitexport.rewrites.lower_layernorm import LowerLayerNorm
@@ -72,7 +68,7 @@ def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model
     example = torch.zeros(2 if batch.is_dynamic else batch.minimum, 3, spec.height, spec.width)
     shapes = ({0: torch.export.Dim("batch", min=1, max=max(batch.maximum, 2))},) if batch.is_dynamic else None
     try:
-        with _quiet():
+        with quiet("torch.onnx", "onnxscript", "torch.export", "onnx_ir"):
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -99,19 +95,3 @@ def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model
     del program
     gc.collect()
     return exported
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints and warns about its own internals; what matters to a user is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

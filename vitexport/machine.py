@@ -73,11 +73,17 @@ def _first_line(path: Path) -> str | None:
         return None
 
 
-def _memory_gib() -> float | None:
+def memory_bytes() -> int | None:
+    """Memory of this machine; None where the system does not tell."""
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _memory_gib() -> float | None:
+    memory = memory_bytes()
+    return None if memory is None else round(memory / 2**30, 1)
 
 
 def _gpu() -> str | None:

@@ -63,8 +63,8 @@ class PreprocessSpec:
             raise UsageError(f"The input size is {self.height} x {self.width}; both sides must be at least 1 pixel.")
         if self.interpolation not in RESAMPLING:
             raise UsageError(f"Interpolation {self.interpolation!r} is unknown; use one of {', '.join(RESAMPLING)}.")
-        if not 0 < self.crop_pct <= 1:
-            raise UsageError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1.")
+        if not 0.1 <= self.crop_pct <= 1:
+            raise UsageError(f"crop_pct is {self.crop_pct}; it must be at least 0.1 and at most 1.")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise UsageError(f"mean {self.mean} and std {self.std} must have three values each, red, green, blue.")
         if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):

@@ -32,6 +32,10 @@ class Check:
     limit: float | None = None
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        if self.status not in ("passed", "failed", "skipped"):
+            raise ValueError(f"status of check {self.name} is {self.status!r}; expected passed, failed or skipped")
+
 
 def skipped(name: str, reason: str) -> Check:
     """A check that could not run here, with its reason."""

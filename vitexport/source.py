@@ -5,12 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import io
-import logging
 import pickle
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +22,7 @@ from torch import nn
 from vitexport.artifacts import ModelSource
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
+from vitexport.quiet import quiet
 
 # timm's modules that define Vision Transformers and their relatives: token mixing by attention. A convolutional network
 # would export too, but nothing here (placement, fusion, checks) was made for it, so it is refused by name.
@@ -79,8 +76,26 @@ class ModelRequest:
     seed: int = 0
 
 
-def load(request: ModelRequest) -> tuple[nn.Module, ModelSource]:
+# Arguments of timm.create_model that vitexport has options for, or whose result it cannot vouch for.
+REFUSED_KWARGS = {
+    "checkpoint_path": "--checkpoint FILE",
+    "pretrained": "--pretrained or --no-pretrained",
+    "pretrained_cfg": "--mean, --std, --crop-pct and --interpolation",
+    "pretrained_cfg_overlay": "--mean, --std, --crop-pct and --interpolation",
+    "pretrained_strict": "weights that fit the model",
+    "features_only": "the whole classifier",
+    "scriptable": "no such flag: the exporter sets what it needs",
+    "exportable": "no such flag: the exporter sets what it needs",
+}
+
+
+def load(request: ModelRequest, *, weights: bool = True) -> tuple[nn.Module, ModelSource]:
     """Create the model, load its weights and read its data config.
+
+    Args:
+        request: What the user asked for.
+        weights: Off for a plan: untrained weights stand in for pretrained ones, and nothing is downloaded (but the
+            configuration of an ``hf-hub:`` model, without which its shape is not known).
 
     Returns:
         The module in eval mode, float32, on the CPU, with unfused attention (the form that exports to single MatMul and
@@ -91,7 +106,7 @@ def load(request: ModelRequest) -> tuple[nn.Module, ModelSource]:
             fit; the model has no classifier or does not take the asked image size.
     """
     check_available(request)
-    model = _create(request)
+    model = _create(request, weights=weights)
     family = type(model).__module__.rpartition(".")[2]
     if family not in VIT_FAMILIES:
         raise InputError(
@@ -101,8 +116,8 @@ def load(request: ModelRequest) -> tuple[nn.Module, ModelSource]:
     if request.checkpoint is not None:
         _load_checkpoint(model, request.checkpoint)
     config = getattr(model, "pretrained_cfg", {})
-    weights = _weights_name(request, config)
-    _check_finite(model, weights)
+    origin = _weights_name(request, config)
+    _check_finite(model, origin)
     model.eval().requires_grad_(requires_grad=False)
     preprocess = _preprocess_spec(model, request)
     peak = _trial_run(model, preprocess, request.name)
@@ -113,7 +128,7 @@ def load(request: ModelRequest) -> tuple[nn.Module, ModelSource]:
         architecture=str(config.get("architecture") or type(model).__name__),
         family=family,
         kwargs=_create_kwargs(request),
-        weights=weights,
+        weights=origin,
         weights_sha256=_state_sha256(model),
         parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
         peak_activation_elements=peak,
@@ -139,6 +154,8 @@ def check_available(request: ModelRequest) -> None:
 
 def _create_kwargs(request: ModelRequest) -> dict[str, Any]:
     kwargs = dict(request.kwargs)
+    for key in sorted(kwargs.keys() & REFUSED_KWARGS.keys()):
+        raise UsageError(f"Model keyword {key} is not taken; use {REFUSED_KWARGS[key]}.")
     for key, value in (("num_classes", request.num_classes), ("img_size", request.img_size)):
         if value is not None:
             if kwargs.get(key, value) != value:
@@ -216,28 +233,13 @@ def _is_cached(repository: str) -> bool:
     return any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in names)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep timm's and the hub's remarks off the user's terminal: what matters is raised as an error."""
-    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub")]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
-def _create(request: ModelRequest) -> nn.Module:
+def _create(request: ModelRequest, *, weights: bool) -> nn.Module:
     torch.manual_seed(request.seed)
+    pretrained = request.pretrained and request.checkpoint is None and (weights or request.name.startswith("local-dir:"))
     kwargs = _create_kwargs(request)
     try:
-        with _quiet():
-            model = timm.create_model(request.name, pretrained=request.pretrained and request.checkpoint is None, **kwargs)
+        with quiet("timm", "huggingface_hub"):
+            model = timm.create_model(request.name, pretrained=pretrained, **kwargs)
     except MemoryError:
         raise
     except Exception as error:
@@ -256,7 +258,7 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise InputError(f"Checkpoint {path} ends in {path.suffix!r}; expected one of {', '.join(CHECKPOINT_SUFFIXES)}.")
     try:
-        with _quiet():
+        with quiet("timm", "huggingface_hub"):
             state = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
     except (
         *(SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError),
@@ -309,7 +311,7 @@ def _check_finite(model: nn.Module, weights: str) -> None:
 
 
 def _preprocess_spec(model: nn.Module, request: ModelRequest) -> PreprocessSpec:
-    with _quiet():
+    with quiet("timm", "huggingface_hub"):
         config = resolve_model_data_config(model)
     channels, height, width = config["input_size"]
     channels = request.kwargs.get("in_chans", channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from vitexport.bundle import Bundle, open_bundle
 from vitexport.cli import show
 from vitexport.cli.options import PATH, build_options, output_options
 from vitexport.datasets import ImageSet, open_labelled
-from vitexport.errors import InterruptedBuildError, UsageError, VitexportError, missing
+from vitexport.errors import InterruptedBuildError, ToolchainError, UsageError, VitexportError, missing
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
 
@@ -58,7 +59,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
     request = _request(arguments)
     from vitexport.pipeline import run
 
-    with show.progress(quiet=quiet or as_json) as progress:
+    with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
         bundle, report = run(request, progress)
     if as_json:
         show.print_json({"bundle": str(bundle.root), **report.to_json()})
@@ -76,7 +77,8 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     request = _request(arguments)
     from vitexport.pipeline import plan as make_plan
 
-    result = make_plan(request)
+    with show.native_output_aside():
+        result = make_plan(request)
     if as_json:
         target = result.target.to_json() if result.target else None
         out = str(result.out) if result.out else None
@@ -119,7 +121,6 @@ def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bo
 @BUNDLE
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
-@click.option("--min-agreement", type=float, default=99.0, show_default=True, metavar="PERCENT", help="As for build.")
 @BACKEND
 @ENGINE
 @output_options
@@ -128,7 +129,6 @@ def validate(
     bundle: Path,
     data: Path | None,
     max_drop: float,
-    min_agreement: float,
     backend: Any,
     engine: Path | None,
     as_json: bool,
@@ -138,12 +138,11 @@ def validate(
     """Check BUNDLE on this machine: files, golden inputs and, with --data, accuracy. Needs no torch."""
     from vitexport.runtime import load
     from vitexport.validate.device import validate_bundle
-    from vitexport.validate.numerics import Budget
 
     with show.progress(quiet=quiet or as_json) as progress:
         model = load(bundle, backend=backend, engine=engine)
         images = _labelled(model.bundle, data)
-        report = validate_bundle(model, images, Budget(max_drop=max_drop, min_agreement=min_agreement), progress)
+        report = validate_bundle(model, images, max_drop, progress)
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
@@ -230,6 +229,12 @@ def _request(arguments: dict[str, Any]) -> Any:
         from vitexport.validate.numerics import Budget
     except ModuleNotFoundError as error:
         raise missing(str(error.name).partition(".")[0], "build", "Building a bundle") from None
+    except (ImportError, RuntimeError, OSError) as error:
+        # "operator torchvision::nms does not exist": torchvision's wheels need the torch wheel of the same release and kind.
+        raise ToolchainError(
+            f"PyTorch, torchvision or timm is installed but cannot be imported ({error}). torch and torchvision must come "
+            "from one release and be of one kind (CPU or CUDA); install them together."
+        ) from error
     if arguments["checkpoint"] is not None and arguments["pretrained"]:
         raise UsageError("--checkpoint and --pretrained exclude each other; give one of them.")
     pretrained = arguments["pretrained"]
@@ -284,6 +289,10 @@ def _device_json(device: Device) -> dict[str, Any]:
 def main() -> NoReturn:
     """The one border between errors and exit codes."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    for stream in (sys.stdout, sys.stderr):
+        # A label or a path that the terminal's encoding lacks is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     verbose = "--verbose" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False)

@@ -104,7 +104,7 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="PERCENT",
         help="Top-1 agreement with PyTorch, where there are no labels.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="For weights that are not loaded."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For untrained weights."),
 )
 
 

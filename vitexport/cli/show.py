@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,20 @@ class Output(Console):
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def native_output_aside() -> Iterator[None]:
+    """Send what native libraries write to stdout (TensorRT-RTX does) to stderr: stdout is for results, JSON above all."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from vitexport import bundle as bundles
 from vitexport.artifacts import Engine, OnnxModel, Precision, Progress, QuantizedModel, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
-from vitexport.datasets import ImageSet, open_images
-from vitexport.engine import make_engine
+from vitexport.datasets import ImageSet
+from vitexport.engine import lowered_layernorm, make_engine
 from vitexport.errors import DeviceError, InputError, MissingDependencyError
 from vitexport.export import export_onnx
 from vitexport.machine import Stopwatch, describe_machine, library_versions
@@ -25,19 +25,20 @@ from vitexport.preprocess import normalize
 from vitexport.quantize import quantize
 from vitexport.report import Check, Report, at_least, skipped
 from vitexport.rewrites import apply, load, save
+from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
 from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
 from vitexport.targets import machine_cpu, misfit
 from vitexport.validate.latency import Runner, Timing, measure
-from vitexport.validate.numerics import Numerics, compare, parity
+from vitexport.validate.numerics import Numerics, compare, golden, parity
 from vitexport.validate.probes import probe_pixels
 from vitexport.validate.reference import description, reference_logits, reference_runner
 
-UNLABELLED_EVALUATION = 256
 LATENCY_SECONDS = 6.0
 EVALUATION_BATCH = 8
+WIDEST_FIRST = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +80,7 @@ class _Candidate:
     onnx: OnnxModel
     recipe: QuantRecipe | None
     numerics: Numerics
+    golden: dict[str, Any]
 
 
 def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
@@ -113,7 +115,7 @@ def _build(work: _Work) -> Report:
         notes.append(timing.caution)
     if target.typing is not None:
         engine = _engine(work, shipped)
-        checks += _engine_checks(work, engine, reference)
+        checks += _engine_checks(work, engine, chosen, reference)
         notes.append(_CPU_NUMERICS)
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
     report = Report(
@@ -151,8 +153,9 @@ def _engine(work: _Work, shipped: OnnxModel) -> Engine:
 
 
 _CPU_NUMERICS = (
-    "Accuracy was judged on the CPU: ONNX Runtime ran the graph that ships, node by node as it is written, so that Q/DQ is "
-    "computed exactly. Kernels that TensorRT fuses on the device were not part of it."
+    "Accuracy was judged on the CPU from the graph that ships: Q/DQ is computed exactly, and every tensor that the engine "
+    "keeps in float16 is rounded to it, with products accumulated in float32. Kernels that TensorRT fuses on the device "
+    "were not part of it."
 )
 
 
@@ -164,7 +167,7 @@ def _reference(work: _Work) -> _Reference:
     with work.watch.stage("reference"):
         golden_pixels = probe_pixels(prepared.data or prepared.calibration, spec)
         golden_logits = reference_logits(prepared.model, normalize(golden_pixels, spec))
-        images, about = _evaluation_images(work.request, prepared)
+        images = prepared.evaluation
         logits, labels = golden_logits, None
         if images is not None:
             logits = _over(images, work, "running PyTorch", lambda batch: reference_logits(prepared.model, batch))
@@ -173,7 +176,7 @@ def _reference(work: _Work) -> _Reference:
         images=images,
         logits=logits,
         labels=labels,
-        about=about,
+        about=prepared.evaluation_about,
         golden_pixels=golden_pixels,
         golden_logits=golden_logits,
     )
@@ -187,19 +190,6 @@ def _over(images: ImageSet, work: _Work, what: str, run: Runner) -> NDArray[np.f
         done += len(batch)
         work.progress(what, done, len(images.files))
     return np.concatenate(parts)
-
-
-def _evaluation_images(request: BuildRequest, prepared: Prepared) -> tuple[ImageSet | None, str]:
-    """Labelled images if there are any; else images that calibration left over; else what there is."""
-    if prepared.data is not None:
-        return prepared.data, prepared.data.name
-    if prepared.calibration is None or request.calibration is None:
-        return None, "views of the package's photographs"
-    unused = prepared.calibration.unused
-    if len(unused) >= UNLABELLED_EVALUATION // 4:
-        left = open_images(request.calibration, limit=UNLABELLED_EVALUATION, among=unused)
-        return left, "images that calibration did not use"
-    return prepared.calibration, "the calibration images themselves, for want of others"
 
 
 def _parity(work: _Work, exported: OnnxModel, reference: _Reference) -> Check:
@@ -225,24 +215,41 @@ def _golden_batch(work: _Work, reference: _Reference, size: int) -> NDArray[np.f
 def _candidate(work: _Work, precision: Precision, exported: OnnxModel, reference: _Reference) -> _Candidate:
     """Build one precision and hold it against PyTorch."""
     target = work.prepared.target
-    model, judged, recipe = exported, exported, None
-    exact = target.kind != "cpu"
+    model, plain, recipe, about = exported, exported, None, reference.about
     if precision == "int8":
         quantized = _quantize(work, exported)
-        model, recipe = quantized.onnx, quantized.recipe
-        judged = quantized.exact or model
-        exact = exact or quantized.exact is not None
+        model, recipe, plain = quantized.onnx, quantized.recipe, quantized.exact or quantized.onnx
+        if quantized.exact is not None:
+            about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
+    judged = _float16_twin(work, plain, precision) if target.typing is not None and precision != "fp32" else plain.path
     if target.typing == "strong" and precision != "fp32":
-        judged = model = _to_float16(work, model, precision)
+        model = _to_float16(work, model, precision)
     work.progress(f"validating {precision}")
     with work.watch.stage(f"validate {precision}"):
-        logits = _evaluate(work, open_onnx(judged.path, exact=exact), reference, precision)
-    about = reference.about
-    if judged is not model:
-        about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
-        judged.path.unlink()
-    numerics = compare(reference.logits, logits, reference.labels, work.request.budget, where=about)
-    return _Candidate(onnx=dataclasses.replace(model, precision=precision), recipe=recipe, numerics=numerics)
+        backend = open_onnx(judged, exact=target.kind != "cpu" or judged != model.path)
+        golden_logits = run_in_batches(backend, _golden_images(work, reference), work.request.batch)
+        logits = golden_logits if reference.images is None else _evaluate(work, backend, reference.images, precision)
+    if judged not in (exported.path, model.path):
+        judged.unlink()
+    budget = work.request.budget
+    return _Candidate(
+        onnx=dataclasses.replace(model, precision=precision),
+        recipe=recipe,
+        numerics=compare(reference.logits, logits, reference.labels, budget, where=about),
+        golden=compare(reference.golden_logits, golden_logits, None, budget, where="golden inputs").figures,
+    )
+
+
+def _float16_twin(work: _Work, plain: OnnxModel, precision: Precision) -> Path:
+    """A graph that computes on this CPU what the engine computes in float16; see `EmulateFloat16`."""
+    target = work.prepared.target
+    wide = lowered_layernorm(plain.path) if target.typing == "weak" and not target.layernorm_op else ()
+    path = work.folder / f"model.{precision}.judged.onnx"
+    with work.watch.stage("float16"):
+        graph = load(plain.path)
+        apply(graph, EmulateFloat16(wide))
+        save(graph, path)
+    return path
 
 
 def _quantize(work: _Work, exported: OnnxModel) -> QuantizedModel:
@@ -274,12 +281,14 @@ def _to_float16(work: _Work, model: OnnxModel, precision: Precision) -> OnnxMode
         return OnnxModel.of(path, opset=model.opset, batch=model.batch, precision=precision)
 
 
-def _evaluate(work: _Work, backend: Backend, reference: _Reference, precision: str) -> NDArray[np.float32]:
-    """Logits of `backend` for the reference's images."""
+def _golden_images(work: _Work, reference: _Reference) -> NDArray[np.float32]:
+    return normalize(reference.golden_pixels, work.prepared.source.preprocess)
+
+
+def _evaluate(work: _Work, backend: Backend, images: ImageSet, precision: str) -> NDArray[np.float32]:
+    """Logits of `backend` for all of `images`."""
     batch = work.request.batch
-    if reference.images is None:
-        return run_in_batches(backend, normalize(reference.golden_pixels, work.prepared.source.preprocess), batch)
-    return _over(reference.images, work, f"validating {precision}", lambda images: run_in_batches(backend, images, batch))
+    return _over(images, work, f"validating {precision}", lambda part: run_in_batches(backend, part, batch))
 
 
 def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate], reference: _Reference) -> Timing | None:
@@ -312,9 +321,12 @@ def _choose(work: _Work, candidates: Sequence[_Candidate], timing: Timing | None
         figures = timing.figures
         within.sort(key=lambda candidate: figures[candidate.onnx.precision]["p50_ms"])
         how = "measured here, side by side"
-    else:
+    elif prepared.target.peaks:
         how = f"ordered by the peak rates of {prepared.target.name}; nothing was measured on the device"
-    chosen = within[0] if within else candidates[-1]
+    else:
+        how = f"INT8 presumed to be faster on {prepared.target.name}; nothing was measured there"
+    # Nothing within the budget: the widest, so that what ships is at least as close to PyTorch as can be.
+    chosen = within[0] if within else min(candidates, key=lambda candidate: WIDEST_FIRST.index(candidate.onnx.precision))
     tried = ", ".join(candidate.onnx.precision for candidate in candidates)
     reason = "the fastest within the budget" if within else "none was within the budget"
     note = f"Precision auto chose {chosen.onnx.precision} among {tried}: {reason} ({how})."
@@ -349,7 +361,7 @@ def _speed_checks(work: _Work, chosen: _Candidate, timing: Timing | None) -> lis
     ]
 
 
-def _engine_checks(work: _Work, engine: Engine, reference: _Reference) -> list[Check]:
+def _engine_checks(work: _Work, engine: Engine, chosen: _Candidate, reference: _Reference) -> list[Check]:
     """Whether the engine was compiled, and what it computes where it can run here."""
     request, prepared = work.request, work.prepared
     name = prepared.target.name
@@ -371,9 +383,10 @@ def _engine_checks(work: _Work, engine: Engine, reference: _Reference) -> list[C
             skipped("engine_output", str(error)),
             skipped("latency", f"the engine cannot run here; {name} can"),
         ]
-    logits = run_in_batches(backend, normalize(reference.golden_pixels, prepared.source.preprocess), request.batch)
-    numerics = compare(reference.golden_logits, logits, None, request.budget, where=f"golden inputs, {backend.description}")
-    return [built, *(dataclasses.replace(check, name="engine_output") for check in numerics.checks)]
+    logits = run_in_batches(backend, _golden_images(work, reference), request.batch)
+    where = backend.description
+    check, _ = golden(reference.golden_logits, logits, chosen.golden["sqnr_db"], name="engine_output", where=where)
+    return [built, check, skipped("latency", "time the engine with vitexport bench")]
 
 
 def engine_facts(engine: Engine, target_name: str) -> EngineFacts:
@@ -421,6 +434,7 @@ def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
         sizes["engine_bytes"] = engine.path.stat().st_size
     return {
         "accuracy": accuracy,
+        "golden": chosen.golden,
         "candidates": {candidate.onnx.precision: candidate.numerics.figures for candidate in candidates},
         "latency": timing.figures if timing is not None else {},
         "others_percent": timing.others_percent if timing is not None else None,

@@ -13,12 +13,16 @@ from vitexport import source as sources
 from vitexport.artifacts import ModelSource, Precision
 from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
 from vitexport.errors import InputError, UsageError, VitexportError
+from vitexport.machine import memory_bytes
 from vitexport.pipeline.request import BuildRequest, Plan
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve
 
 T = TypeVar("T")
 FEW_CALIBRATION_IMAGES = 32
+UNLABELLED_EVALUATION = 256
+ENOUGH_UNUSED = 64
+USABLE_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,6 +37,8 @@ class Prepared:
     labels: tuple[str, ...] | None
     calibration: ImageSet | None
     data: ImageSet | None
+    evaluation: ImageSet | None
+    evaluation_about: str
     findings: tuple[Finding, ...]
 
 
@@ -65,18 +71,13 @@ def plan(request: BuildRequest) -> Plan:
     problems = _Problems()
     prepared_findings: list[Finding] = []
     target, precisions, out = _arguments(request, problems)
-    model_request = request.model
-    if model_request.checkpoint is None and model_request.pretrained:
-        # The plan looks whether the weights can be had, and then makes do with untrained ones of the same shapes.
-        problems.attempt(lambda: sources.check_available(model_request))
-        local = model_request.name.startswith("local-dir:")
-        model_request = dataclasses.replace(model_request, pretrained=local)
-    loaded = problems.attempt(lambda: sources.load(model_request))
+    loaded = problems.attempt(lambda: sources.load(request.model, weights=False))
     source = loaded[1] if loaded else None
     if target is not None:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
     _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
-    prepared_findings += _image_findings(calibration, data)
+    evaluation, _ = _evaluation(request, calibration, data, problems)
+    prepared_findings += _image_findings(calibration, evaluation)
     errors = [Finding(level="error", message=str(error)) for error in problems.errors]
     return Plan(
         target=target,
@@ -103,10 +104,11 @@ def prepare(request: BuildRequest) -> Prepared:
     if target is not None:
         notes += _target_findings(request, target, precisions, source, problems)
     labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
+    evaluation, about = _evaluation(request, calibration, data, problems)
     problems.raise_all()
     if loaded is None or target is None or out is None:
         raise InputError("The build could not be prepared.")
-    notes += _image_findings(calibration, data)
+    notes += _image_findings(calibration, evaluation)
     return Prepared(
         target=target,
         out=out,
@@ -116,6 +118,8 @@ def prepare(request: BuildRequest) -> Prepared:
         labels=labels,
         calibration=calibration,
         data=data,
+        evaluation=evaluation,
+        evaluation_about=about,
         findings=tuple(notes),
     )
 
@@ -177,6 +181,8 @@ def _target_findings(
         if source
         else None
     )
+    if source is not None:
+        problems.attempt(lambda: _check_this_machine(source, request))
     kept: dict[str, Finding] = {}
     for precision in precisions:
         for finding in findings(target, precision=precision, batch_max=request.batch.maximum, model=facts):
@@ -185,6 +191,27 @@ def _target_findings(
             else:
                 kept[finding.message] = finding
     return list(kept.values())
+
+
+def _check_this_machine(source: ModelSource, request: BuildRequest) -> None:
+    """The largest batch is run here, in PyTorch and ONNX Runtime, to check the export; both hold float32 activations.
+
+    Raises:
+        UsageError: That would need more than 80 % of this machine's memory.
+    """
+    memory = memory_bytes()
+    if memory is None:
+        return
+    # Weights: PyTorch's, the exporter's, the serialized file and ONNX Runtime's. Activations: one layer's, in each library.
+    weights, image = 4 * 4 * source.parameters, 2 * 4 * source.peak_activation_elements
+    needed = weights + request.batch.maximum * image
+    if needed > USABLE_SHARE * memory:
+        fits = int((USABLE_SHARE * memory - weights) // image)
+        cure = f"The largest batch that can be checked here is {fits}." if fits >= 1 else "Build on a larger machine."
+        raise UsageError(
+            f"A batch of {request.batch.maximum} needs about {needed / 1e9:.1f} GB to be checked against PyTorch; this "
+            f"machine has {memory / 1e9:.1f} GB, of which {USABLE_SHARE:.0%} can be counted on. {cure}"
+        )
 
 
 def _image_sets(
@@ -212,9 +239,26 @@ def _image_sets(
     return labels, calibration, data
 
 
-def _image_findings(calibration: ImageSet | None, data: ImageSet | None) -> list[Finding]:
+def _evaluation(
+    request: BuildRequest, calibration: ImageSet | None, data: ImageSet | None, problems: _Problems
+) -> tuple[ImageSet | None, str]:
+    """What the result is judged on: labelled images; else images that calibration left over; else what there is."""
+    if data is not None:
+        return data, data.name
+    folder = request.calibration
+    if calibration is None or folder is None:
+        return None, "views of the package's photographs"
+    if len(calibration.unused) >= ENOUGH_UNUSED:
+        unused = calibration.unused
+        left = problems.attempt(lambda: open_images(folder, limit=UNLABELLED_EVALUATION, among=unused))
+        return left, "images that calibration did not use"
+    return calibration, "the calibration images themselves, for want of others"
+
+
+def _image_findings(calibration: ImageSet | None, evaluation: ImageSet | None) -> list[Finding]:
     result = []
-    for title, images in (("Calibration", calibration), ("Validation", data)):
+    judged_on = evaluation if evaluation is not calibration else None
+    for title, images in (("Calibration", calibration), ("Validation", judged_on)):
         if images is not None and images.skipped:
             names = ", ".join(f"{name} ({reason})" for name, reason in list(images.skipped.items())[:3])
             message = f"{title}: {len(images.skipped)} unreadable images are left out: {names}"

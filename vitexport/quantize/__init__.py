@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from vitexport.artifacts import OnnxModel, Progress, QuantizedModel, QuantRecipe
@@ -92,17 +91,10 @@ def _ranges(
     """The range of each activation that a layer reads, by its tensor's name."""
     tensors = list(dict.fromkeys(site.activation for site in sites))
     backend = OnnxRuntimeBackend(with_outputs(model.path, tensors), outputs=tensors)
-    # A static graph takes its own batch only; the last one may be filled up by its own last image.
-    size = CALIBRATION_BATCH if model.batch.is_dynamic else model.batch.minimum
-    size = min(max(size, model.batch.minimum), model.batch.maximum)
-    batches = (_filled(images, model.batch.minimum) for images in calibration.batches(spec, size))
+    size = min(max(CALIBRATION_BATCH, model.batch.minimum), model.batch.maximum)
+    batches = calibration.batches(spec, size, whole=not model.batch.is_dynamic)
     histograms: Mapping[str, Histogram] = observe(backend, tensors, batches, len(calibration.files), progress)
     return {name: histogram.percentile_range(PERCENTILE) for name, histogram in histograms.items()}
-
-
-def _filled(images: np.typing.NDArray[np.float32], minimum: int) -> np.typing.NDArray[np.float32]:
-    lacking = max(minimum - len(images), 0)
-    return np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)]) if lacking else images
 
 
 def with_outputs(path: Path, tensors: Sequence[str]) -> bytes:

@@ -102,5 +102,5 @@ def observe(
         for name, values in zip(tensors, backend.tensors(images), strict=True):
             histograms[name].add(values)
         done += len(images)
-        progress("calibrating", done, total)
+        progress("calibrating", min(done, total), total)
     return histograms

@@ -15,11 +15,11 @@ LARGEST_SCALE = np.float32(np.finfo(np.float16).max)
 def float16_scale(scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
     """The next float16 at or above `scale`, as float32, at least `SMALLEST_SCALE`.
 
-    One rule for every target: a stack that wants float16 scales (TensorRT 10.3) computes with the same numbers as one that
-    keeps them in float32. Rounded up, so that nothing that fitted is clipped.
+    For weights, and for activations that TensorRT quantizes: a stack that wants float16 scales (TensorRT 10.3) then
+    computes with the same numbers as one that keeps them in float32. Rounded up, so that nothing that fitted is clipped.
 
     Raises:
-        InputError: It is beyond float16.
+        InputError: A scale is beyond float16.
     """
     wanted = np.maximum(np.asarray(scale, np.float32), SMALLEST_SCALE)
     if bool(np.any(wanted > LARGEST_SCALE)):

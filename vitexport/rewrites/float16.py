@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
 
 from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
-from vitexport.rewrites.graph import constant, make_node
+from vitexport.rewrites.graph import cast, constant
 
 LARGEST = float(np.finfo(np.float16).max)
 # Inputs that ONNX wants in float32 whatever the data's type is: Resize's regions and scales.
@@ -40,7 +40,7 @@ class Float16(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Convert constants, then types, then put the two Casts in."""
         graph = model.graph
-        keep = _kept_in_float32(graph)
+        keep = kept_in_float32(graph)
         for name, value in list(graph.initializers.items()):
             array = constant(value)
             if value.dtype == ir.DataType.FLOAT and name not in keep and array is not None:
@@ -57,7 +57,7 @@ class Float16(InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Float32 is left only at the interface and where ONNX demands it."""
-        keep = _kept_in_float32(model.graph)
+        keep = kept_in_float32(model.graph)
         for name, value in model.graph.initializers.items():
             if value.dtype == ir.DataType.FLOAT and name not in keep:
                 raise PostconditionError(f"initializer {name} is still float32")
@@ -76,7 +76,8 @@ def to_float16(array: NDArray[Any], name: str) -> NDArray[np.float16]:
     return result
 
 
-def _kept_in_float32(graph: ir.Graph) -> set[str]:
+def kept_in_float32(graph: ir.Graph) -> set[str]:
+    """Names of the values that ONNX wants in float32 whatever the data's type is."""
     return {
         str(value.name)
         for node in graph
@@ -94,18 +95,14 @@ def _convert_attributes(node: ir.Node) -> None:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.numpy().astype(np.float16)))
 
 
-def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
-    return make_node("Cast", [value], name=name, dtype=to, shape=value.shape, attributes=[ir.AttrInt64("to", int(to))])
-
-
 def _cast_input(graph: ir.Graph) -> None:
     image = graph.inputs[0]
     readers = list(image.uses())
-    cast = _cast(image, ir.DataType.FLOAT16, f"{INPUT_NAME}/Cast")
+    narrow = cast(image, ir.DataType.FLOAT16, f"{INPUT_NAME}/Cast")
     for use in readers:
         if use.node.op_type != "Shape":
-            use.node.replace_input_with(use.idx, cast.outputs[0])
-    graph.insert_before(graph[0], [cast])
+            use.node.replace_input_with(use.idx, narrow.outputs[0])
+    graph.insert_before(graph[0], [narrow])
 
 
 def _cast_output(graph: ir.Graph) -> None:
@@ -114,7 +111,7 @@ def _cast_output(graph: ir.Graph) -> None:
     if producer is None:
         raise ValueError("logits is not computed by any node")
     inner.name = f"{producer.name}"
-    cast = _cast(inner, ir.DataType.FLOAT, f"{OUTPUT_NAME}/Cast")
-    cast.outputs[0].name = OUTPUT_NAME
-    graph.outputs[0] = cast.outputs[0]
-    graph.append(cast)
+    wide = cast(inner, ir.DataType.FLOAT, f"{OUTPUT_NAME}/Cast")
+    wide.outputs[0].name = OUTPUT_NAME
+    graph.outputs[0] = wide.outputs[0]
+    graph.append(wide)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -50,6 +49,11 @@ def make_node(  # noqa: PLR0913 - a node has this many parts
     output.type = ir.TensorType(dtype)
     output.shape = shape
     return node
+
+
+def cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    """A Cast of `value` to another type, called `name`."""
+    return make_node("Cast", [value], name=name, dtype=to, shape=value.shape, attributes=[ir.AttrInt64("to", int(to))])
 
 
 def operand(node: ir.Node, index: int) -> ir.Value:
@@ -98,13 +102,3 @@ def drop_unused_initializers(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not list(value.uses()) and not value.is_graph_output():
             del graph.initializers[name]
-
-
-def is_float(value: ir.Value | None) -> bool:
-    """Whether `value` is a float32 tensor."""
-    return value is not None and value.dtype == ir.DataType.FLOAT
-
-
-def float32(array: Any) -> NDArray[np.float32]:
-    """`array` as float32."""
-    return np.asarray(array, dtype=np.float32)

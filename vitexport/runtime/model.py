@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import BatchRange
 from vitexport.bundle import Bundle, Manifest, open_bundle
-from vitexport.errors import BundleError, DeviceError, InputError, UsageError
+from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
 from vitexport.preprocess import ImageLike, preprocess
 from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
 from vitexport.targets import machine_cpu, misfit
@@ -62,6 +62,16 @@ class Model:
         self.bundle = bundle
         self.backend = backend
 
+    def close(self) -> None:
+        """Free what the engine library holds on the device; the model cannot be used afterwards."""
+        self.backend.close()
+
+    def __enter__(self) -> Model:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
@@ -100,6 +110,11 @@ class Model:
             yield run_in_batches(self.backend, np.stack(part), self.manifest.batch)
 
     def _prediction(self, logits: NDArray[np.float32]) -> Prediction:
+        if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
+            raise ToolchainError(
+                f"{self.backend.description} computed NaN or infinity for {bad} of {len(logits)} images. "
+                "Run vitexport validate on this machine; do not use its predictions."
+            )
         names = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes))
         return Prediction(logits=logits, class_names=names)
 
@@ -133,7 +148,7 @@ def load(
             is not part of the bundle and so not verified: trust it as you trust a shared library.
         backend: ``auto`` takes what the bundle was built for and nothing else; ``onnxruntime`` runs its ONNX on the CPU
             whatever the target is, for a look at the numbers; ``tensorrt`` insists on the engine.
-        threads: CPU threads of ONNX Runtime; None for one per physical core.
+        threads: CPU threads of ONNX Runtime; None for one per processor that the process may use.
 
     Raises:
         BundleError: The bundle is damaged, foreign or of a newer format.
@@ -156,15 +171,7 @@ def _built_here(bundle: Bundle, path: Path, backend: BackendName) -> Backend:
         raise UsageError(f"Engine {path} was given, but bundle {bundle.root} is to be run by ONNX Runtime.")
     if not path.is_file():
         raise InputError(f"Engine {path} does not exist or is not a file.")
-    return open_engine(
-        path,
-        EngineFacts(
-            library=str(manifest.engine["library"]),
-            library_version=None,
-            compute_capabilities=tuple(manifest.engine["recipe"]["compute_capabilities"]),
-            target=manifest.target.name,
-        ),
-    )
+    return open_engine(path, _facts(manifest, manifest.engine, None))
 
 
 def _engine(bundle: Bundle) -> Backend:
@@ -179,14 +186,15 @@ def _engine(bundle: Bundle) -> Backend:
             f"Bundle {bundle.root} holds no engine: {manifest.engine['skipped']} "
             "To look at its numbers on this CPU, load it with backend onnxruntime."
         )
-    return open_engine(
-        path,
-        EngineFacts(
-            library=str(manifest.engine["library"]),
-            library_version=str(manifest.engine["library_version"]),
-            compute_capabilities=tuple(manifest.engine["recipe"]["compute_capabilities"]),
-            target=manifest.target.name,
-        ),
+    return open_engine(path, _facts(manifest, manifest.engine, manifest.engine["library_version"]))
+
+
+def _facts(manifest: Manifest, engine: Mapping[str, Any], version: str | None) -> EngineFacts:
+    return EngineFacts(
+        library=engine["library"],
+        library_version=version,
+        compute_capabilities=tuple(engine["recipe"]["compute_capabilities"]),
+        target=manifest.target.name,
     )
 
 

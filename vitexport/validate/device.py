@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import Progress
 from vitexport.datasets import ImageSet
+from vitexport.errors import UsageError
 from vitexport.machine import describe_machine
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Report, at_most, skipped
 from vitexport.runtime.model import Model, run_in_batches
 from vitexport.validate import metrics
 from vitexport.validate.latency import measure
-from vitexport.validate.numerics import Budget, compare
+from vitexport.validate.numerics import golden
 
 DEVICE_BATCH = 8
 
@@ -26,21 +28,33 @@ def title(model: Model) -> str:
     return f"{manifest.model['name']} · {manifest.precision} · {manifest.target.name}"
 
 
-def validate_bundle(model: Model, data: ImageSet | None, budget: Budget, progress: Progress) -> Report:
-    """Run the golden inputs, and `data` if given, through the artifact that ships."""
+def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progress: Progress) -> Report:
+    """Run the golden inputs, and `data` if given, through the artifact that ships.
+
+    Args:
+        model: A loaded bundle.
+        data: Labelled images, or None.
+        max_drop: Top-1 that may be lost against PyTorch on `data`, in percentage points.
+        progress: Told after each batch.
+    """
     pixels, reference = model.bundle.golden()
-    spec = model.manifest.preprocess
+    built = model.bundle.report().measurements
     progress("golden inputs")
-    logits = run_in_batches(model.backend, normalize(pixels, spec), model.manifest.batch)
-    numerics = compare(reference, logits, None, budget, where=f"golden inputs, {model.backend.description}")
-    checks = list(numerics.checks)
-    measurements: dict[str, Any] = {"golden": numerics.figures, "runtime": model.backend.description}
+    logits = run_in_batches(model.backend, normalize(pixels, model.manifest.preprocess), model.manifest.batch)
+    where = model.backend.description
+    built_db = built.get("golden", {}).get("sqnr_db")
+    if built_db is None:
+        check = skipped("golden", "the bundle's own golden figures are absent: its build computed NaN or infinity")
+        figures: dict[str, Any] = {}
+    else:
+        check, figures = golden(reference, logits, float(built_db), name="golden", where=where)
+    checks = [check]
+    measurements: dict[str, Any] = {"golden": figures, "runtime": where}
     if data is None:
         checks.append(skipped("accuracy", "no labelled images were given (--data DIR)"))
     else:
-        check, figures = _accuracy(model, data, budget, progress)
+        check, measurements["accuracy"] = _accuracy(model, data, built.get("accuracy", {}), max_drop, progress)
         checks.append(check)
-        measurements["accuracy"] = figures
     verified = f"{len(model.manifest.files)} files were held against the manifest's sha256 before anything was loaded."
     return Report(
         title=title(model),
@@ -51,7 +65,9 @@ def validate_bundle(model: Model, data: ImageSet | None, budget: Budget, progres
     )
 
 
-def _accuracy(model: Model, data: ImageSet, budget: Budget, progress: Progress) -> tuple[Check, dict[str, Any]]:
+def _accuracy(
+    model: Model, data: ImageSet, built: Mapping[str, Any], max_drop: float, progress: Progress
+) -> tuple[Check, dict[str, Any]]:
     """Accuracy here, held against PyTorch's at build time if that was measured on the same images."""
     labels = data.labels
     if labels is None:
@@ -67,13 +83,12 @@ def _accuracy(model: Model, data: ImageSet, budget: Budget, progress: Progress) 
         "data_sha256": data.sha256,
         "skipped_images": dict(data.skipped),
     }
-    built = model.bundle.report().measurements.get("accuracy", {})
     if built.get("data_sha256") == data.sha256 and "reference_top1" in built:
         drop = float(built["reference_top1"]) - top1
         message = (
             f"top-1 {top1:.2f} %, PyTorch {built['reference_top1']:.2f} % on the same {len(labels)} images at build time"
         )
-        return at_most("accuracy", drop, budget.max_drop, message, "points"), figures | {"drop": drop}
+        return at_most("accuracy", drop, max_drop, message, "points"), figures | {"drop": drop}
     message = f"top-1 {top1:.2f} % on {len(labels)} images; PyTorch was not measured on them, so no drop is known"
     return skipped("accuracy", message), figures
 
@@ -91,9 +106,16 @@ def evaluate(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.flo
 
 
 def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: Progress) -> Report:
-    """Latency of the shipped artifact on this machine, on golden inputs."""
+    """Latency of the shipped artifact on this machine, on golden inputs.
+
+    Raises:
+        UsageError: The artifact does not take that batch in one call.
+    """
     pixels, _ = model.bundle.golden()
-    size = batch or model.manifest.batch.optimum
+    accepted = model.manifest.batch
+    size = batch or accepted.optimum
+    if not accepted.minimum <= size <= accepted.maximum:
+        raise UsageError(f"Batch {size} cannot be timed: the bundle takes {accepted}. Build one with --batch MIN:OPT:MAX.")
     images = normalize(np.resize(pixels, (size, *pixels.shape[1:])), model.manifest.preprocess)
     progress(f"timing batch {size}")
     before = describe_machine()

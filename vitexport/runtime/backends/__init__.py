@@ -25,6 +25,9 @@ class Backend(Protocol):
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, float32 [n, classes], of images, float32 [n, 3, height, width], n within the artifact's batch."""
 
+    def close(self) -> None:
+        """Free what it holds."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:

@@ -81,6 +81,9 @@ class OnnxRuntimeBackend:
         result: NDArray[np.float32] = self.tensors(images)[0]
         return result
 
+    def close(self) -> None:
+        """Nothing to free by hand: the session goes with the object."""
+
     def tensors(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
         """The tensors named at construction, in that order.
 

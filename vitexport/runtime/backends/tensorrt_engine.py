@@ -95,6 +95,7 @@ class TensorRtBackend:
         pointer, held = self._buffers.get(name, (0, 0))
         if held < size:
             if held:
+                del self._buffers[name]
                 self._call("cudaFree", pointer)
             pointer = int(self._call("cudaMalloc", size))
             self._buffers[name] = (pointer, size)
