@@ -54,7 +54,7 @@ class BatchRange:
             UsageError: Not one or three whole numbers in rising order from 1.
         """
         parts = text.split(":")
-        if len(parts) in (1, 3) and all(part.isascii() and part.isdigit() for part in parts):
+        if len(parts) in (1, 3) and all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
             sizes = [int(part) for part in parts]
             low, best, high = sizes if len(sizes) == 3 else sizes * 3
             if 1 <= low <= best <= high:

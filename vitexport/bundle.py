@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.md"
+MOST_CLASSES = 10_000_000
 _WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
 )
@@ -97,16 +98,20 @@ class Manifest:
         Raises:
             KeyError, TypeError, ValueError, VitexportError: `data` is not a manifest.
         """
+        classes, labels, synsets = _classes(data["num_classes"], data["labels"], data["synsets"])
+        precision = _precision(data["precision"])
+        if (precision == "int8") != (data["recipe"] is not None):
+            raise ValueError(f"precision {precision} and the INT8 recipe contradict each other")
         return cls(
             versions=_strings(data["versions"]),
             model=_model(data["model"]),
             target=Target.from_json(data["target"]),
-            precision=_precision(data["precision"]),
+            precision=precision,
             batch=BatchRange.parse(data["batch"]),
             preprocess=PreprocessSpec.from_json(data["preprocess"]),
-            labels=_names(data["labels"]),
-            synsets=_names(data["synsets"]),
-            num_classes=int(data["num_classes"]),
+            labels=labels,
+            synsets=synsets,
+            num_classes=classes,
             artifacts=_strings(data["artifacts"]),
             engine=None if data["engine"] is None else _engine(data["engine"]),
             recipe=None if data["recipe"] is None else _recipe(data["recipe"]),
@@ -150,8 +155,17 @@ def _recipe(values: Any) -> dict[str, Any]:
     return data
 
 
-def _names(values: Any) -> tuple[str, ...] | None:
-    return None if values is None else tuple(str(value) for value in values)
+def _classes(count: Any, *names: Any) -> tuple[int, tuple[str, ...] | None, tuple[str, ...] | None]:
+    """The number of classes, and labels and synsets: absent, or as many texts as there are classes."""
+    if not isinstance(count, int) or not 1 <= count <= MOST_CLASSES:
+        raise ValueError(f"num_classes is {count!r}")
+    for values in names:
+        if values is not None and not (
+            isinstance(values, list) and len(values) == count and all(isinstance(value, str) for value in values)
+        ):
+            raise ValueError(f"labels or synsets are not {count} texts")
+    labels, synsets = (None if values is None else tuple(values) for values in names)
+    return count, labels, synsets
 
 
 def _precision(value: Any) -> Precision:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitexport.errors import InputError
-from vitexport.preprocess import IMAGE_SUFFIXES, PreprocessSpec, load_image, normalize, to_pixels
+from vitexport.preprocess import IMAGE_SUFFIXES, PreprocessSpec, load_image, normalize, open_picture, to_pixels
 
 # More unreadable images than this share of a folder is taken for a mistake, not for a few bad files.
 MAX_UNREADABLE = 0.10
@@ -137,8 +137,10 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Labels file {path} cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise InputError(f"Labels file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"Labels file {path} is not UTF-8 text: {error}.") from None
     if not names:
         raise InputError(f"Labels file {path} is empty; expected one class name a line, in the order of the logits.")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
@@ -210,7 +212,7 @@ def _read(
             continue
         try:
             data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
+            with open_picture(io.BytesIO(data)) as image:
                 load_image(image)
         except UnidentifiedImageError:
             # Pillow's own message would hold the address of the buffer.

@@ -7,9 +7,12 @@ torchvision's Pillow path, and is held equal to it, bit for bit before normaliza
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -67,8 +70,8 @@ class PreprocessSpec:
             raise UsageError(f"crop_pct is {self.crop_pct}; it must be at least 0.1 and at most 1.")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise UsageError(f"mean {self.mean} and std {self.std} must have three values each, red, green, blue.")
-        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
-            raise UsageError(f"mean {self.mean} must be finite and std {self.std} above 0.")
+        if not all(abs(value) <= 1e6 for value in self.mean) or not all(1e-6 <= value <= 1e6 for value in self.std):
+            raise UsageError(f"mean {self.mean} must lie within ±1e6, and std {self.std} between 1e-6 and 1e6.")
         if self.crop_mode not in ("center", "squash", "border"):
             raise UsageError(f"crop_mode {self.crop_mode!r} is unknown; use center, squash or border.")
 
@@ -122,15 +125,27 @@ def load_image(source: ImageLike) -> Image.Image:
                 "expected uint8, [height, width, 3] RGB or [height, width] grey."
             )
         return Image.fromarray(source).convert("RGB")
+    if not Path(source).exists():
+        raise InputError(f"Image {str(source)!r} does not exist.")
+    if not Path(source).is_file():
+        # A pipe would be waited for without end.
+        raise InputError(f"{source} is not a regular file.")
     try:
-        with Image.open(source) as image:
+        with open_picture(source) as image:
             return _rgb(image)
-    except FileNotFoundError:
-        raise InputError(f"Image {source} does not exist.") from None
     except UnidentifiedImageError:
         raise InputError(f"{source} is not an image that Pillow can read.") from None
     except _DECODE_ERRORS as error:
-        raise InputError(f"Image {source} cannot be read: {error}") from None
+        raise InputError(f"Image {source} cannot be read: {str(error).rstrip('.')}.") from None
+
+
+@contextlib.contextmanager
+def open_picture(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Pillow's ``open`` without its warning for large pictures: at twice that size it raises, and that is the limit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(source) as image:
+            yield image
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -108,11 +108,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[nn.Module, Mod
     check_available(request)
     model = _create(request, weights=weights)
     family = type(model).__module__.rpartition(".")[2]
-    if family not in VIT_FAMILIES:
-        raise InputError(
-            f"{request.name} is defined in timm.models.{family}, which is not a Vision Transformer family. "
-            "vitexport exports Vision Transformers and their relatives; timm's own export script serves other networks."
-        )
+    _check_family(request.name, family)
     if request.checkpoint is not None:
         _load_checkpoint(model, request.checkpoint)
     config = getattr(model, "pretrained_cfg", {})
@@ -186,13 +182,25 @@ def _check_name(request: ModelRequest) -> None:
         if not name.startswith(("hf-hub:", "hf_hub:")):
             raise InputError(f"Model {name!r}: the prefix is unknown; use a timm name, hf-hub:… or local-dir:….")
         return
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
+    if dot and not tag:
+        raise InputError(f"Model {name!r} ends in a dot; leave it out, or name the pretrained tag behind it.")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=4, cutoff=0.5)
         hint = f" Near it: {', '.join(near)}." if near else ""
         raise InputError(f"timm {timm.__version__} has no model named {architecture!r}.{hint}")
+    _check_family(name, timm.model_entrypoint(architecture).__module__)
     if tag and tag not in (known := _tags(architecture)):
         raise InputError(f"{architecture} has no pretrained tag {tag!r}; it has: {', '.join(sorted(known)) or 'none'}.")
+
+
+def _check_family(name: str, module: str) -> None:
+    family = module.rpartition(".")[2]
+    if family not in VIT_FAMILIES:
+        raise InputError(
+            f"{name} is defined in timm.models.{family}, which is not a Vision Transformer family. "
+            "vitexport exports Vision Transformers and their relatives; timm's own export script serves other networks."
+        )
 
 
 def _tags(architecture: str) -> set[str]:
@@ -261,12 +269,15 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         with quiet("timm", "huggingface_hub"):
             state = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
     except (
-        *(SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError),
+        *(SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
         pickle.UnpicklingError,
     ) as error:
         # timm wraps what PyTorch's restricted unpickler raises.
         if not isinstance(error.__cause__ or error, pickle.UnpicklingError):
-            raise InputError(f"Checkpoint {path} cannot be read: {_first_sentence(error)}") from None
+            raise InputError(
+                f"Checkpoint {path} is damaged, or is no file of weights that timm reads "
+                f"({type(error).__name__}: {_first_sentence(error)})."
+            ) from None
         raise InputError(
             f"Checkpoint {path} holds more than tensors, or is damaged, and loading it could run code; it was not loaded. "
             "Save the model's state_dict (torch.save(model.state_dict(), …) or safetensors.torch.save_file) and give that. "
@@ -292,6 +303,11 @@ def _fit(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
         ),
+        *(
+            f"{name} is {_kind(tensors[name])} in the file and {_kind(own[name])} in the model"
+            for name in own
+            if name in tensors and not _same_kind(tensors[name], own[name])
+        ),
     ]
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
@@ -300,6 +316,18 @@ def _fit(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
             "Check the model name, --num-classes, --img-size and --model-kwarg against those it was trained with."
         )
     model.load_state_dict(dict(tensors))
+
+
+def _same_kind(given: torch.Tensor, own: torch.Tensor) -> bool:
+    """Float weights may have any float type; everything else would be converted with a loss that nobody asked for."""
+    plain = given.layout == torch.strided and not given.is_quantized and given.device.type == "cpu"
+    return plain and given.is_floating_point() == own.is_floating_point() and not given.is_complex()
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
+    device = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
+    return f"{tensor.dtype}{layout}{device}".replace("torch.", "")
 
 
 def _check_finite(model: nn.Module, weights: str) -> None:

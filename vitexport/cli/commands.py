@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import io
+import os
 import signal
 import sys
 import traceback
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Build and validate a bundle.")
 @build_options
 @output_options
 def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
@@ -69,7 +70,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
     return report.exit_code
 
 
-@cli.command()
+@cli.command(short_help="Tell every problem and step of a build; run nothing.")
 @build_options
 @output_options
 def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
@@ -94,7 +95,7 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     return result.exit_code
 
 
-@cli.command()
+@cli.command(short_help="List devices, or say what one can do.")
 @click.argument("target", required=False)
 @click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson.")
 @output_options
@@ -117,7 +118,7 @@ def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bo
     return 0
 
 
-@cli.command()
+@cli.command(short_help="Check a bundle on this machine.")
 @BUNDLE
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
@@ -139,6 +140,8 @@ def validate(
     from vitexport.runtime import load
     from vitexport.validate.device import validate_bundle
 
+    if not max_drop >= 0:
+        raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
     with show.progress(quiet=quiet or as_json) as progress:
         model = load(bundle, backend=backend, engine=engine)
         images = _labelled(model.bundle, data)
@@ -146,10 +149,10 @@ def validate(
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
-@cli.command()
+@cli.command(short_help="Time a bundle on this machine.")
 @BUNDLE
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images per call (default: the bundle's own).")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="How long it is timed.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="How long it is timed.")
 @BACKEND
 @ENGINE
 @output_options
@@ -173,7 +176,7 @@ def bench(
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
-@cli.command()
+@cli.command(short_help="Verify a bundle and show what is in it.")
 @BUNDLE
 @output_options
 def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
@@ -186,7 +189,7 @@ def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
     return 0
 
 
-@cli.command()
+@cli.command(short_help="Classify images with a bundle.")
 @BUNDLE
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Labels per image.")
@@ -289,31 +292,30 @@ def _device_json(device: Device) -> dict[str, Any]:
 def main() -> NoReturn:
     """The one border between errors and exit codes."""
     signal.signal(signal.SIGTERM, _on_terminate)
-    for stream in (sys.stdout, sys.stderr):
-        # A label or a path that the terminal's encoding lacks is no reason to fail.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     verbose = "--verbose" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = _fail(InterruptedBuildError("Interrupted."), verbose=verbose)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = _fail(InterruptedBuildError("Interrupted."), verbose=verbose)
-    except VitexportError as error:
-        code = _fail(error, verbose=verbose)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does.
         sys.stderr.close()
         code = 0
-    except MemoryError:
-        code = _fail(VitexportError("The machine ran out of memory. Use a smaller model, image or batch."), verbose=verbose)
-    except OSError as error:
-        code = _fail(VitexportError(f"The system refused: {error}."), verbose=verbose)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - see `_explain`
+        code = _fail(error, verbose=verbose)
     sys.exit(code or 0)
+
+
+def _prepare_streams() -> None:
+    """Nothing about the terminal is a reason to fail: neither a closed stream nor a character that its encoding lacks."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -321,8 +323,24 @@ def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(error: VitexportError, *, verbose: bool) -> int:
+def _fail(error: BaseException, *, verbose: bool) -> int:
     if verbose:
         traceback.print_exception(error)
-    click.echo(f"Error: {error}", err=True)
-    return error.exit_code
+    explained = _explain(error)
+    click.echo(f"Error: {explained}", err=True)
+    return explained.exit_code
+
+
+def _explain(error: BaseException) -> VitexportError:
+    """What every exception means to a user. A traceback is no message, and Python's own exit code 1 means a failed check."""
+    if isinstance(error, VitexportError):
+        return error
+    if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
+        return InterruptedBuildError("Interrupted.")
+    if isinstance(error, MemoryError):
+        return VitexportError("The machine ran out of memory. Use a smaller model, image or batch.")
+    if isinstance(error, OSError):
+        return VitexportError(f"The system refused: {error}.")
+    return VitexportError(
+        f"Unexpected {type(error).__name__}: {error}. This is a defect of vitexport; --verbose shows where it lies."
+    )

@@ -73,13 +73,13 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Width of the classifier."),
     click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS", help="Side of the input image."),
-    click.option("--mean", type=Numbers(), help="Override of the model's data config."),
-    click.option("--std", type=Numbers(), help="Override of the model's data config."),
-    click.option("--crop-pct", type=float, metavar="SHARE", help="Override of the model's data config."),
+    click.option("--mean", type=Numbers(), help="Mean of each channel, for values of 0 to 1 (default: the model's own)."),
+    click.option("--std", type=Numbers(), help="Standard deviation of each channel (default: the model's own)."),
+    click.option("--crop-pct", type=float, metavar="SHARE", help="Share of the resized image that is kept."),
     click.option(
         "--interpolation",
         metavar="NAME",
-        help="Override of the model's data config: nearest, bilinear, bicubic, lanczos, box, hamming.",
+        help="nearest, bilinear, bicubic, lanczos, box or hamming (default: the model's own).",
     ),
     click.option(
         "--precision",

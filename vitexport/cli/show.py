@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -53,7 +53,11 @@ def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
 def native_output_aside() -> Iterator[None]:
     """Send what native libraries write to stdout (TensorRT-RTX does) to stderr: stdout is for results, JSON above all."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    try:
+        kept = os.dup(1)
+    except OSError:  # stdout is closed: nothing can mix with it
+        yield
+        return
     try:
         os.dup2(2, 1)
         yield
@@ -73,7 +77,7 @@ def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             console=Console(stderr=True, highlight=False),
             transient=True,
@@ -89,14 +93,14 @@ class _Live:
     def __init__(self, live: Progress) -> None:
         self.live = live
         self.what = ""
-        self.task = live.add_task("", total=None, visible=False)
+        self.task = live.add_task("", total=None, visible=False, count="")
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         if what != self.what:
             self.live.remove_task(self.task)
-            self.task = self.live.add_task(escape(what), total=total or None)
+            self.task = self.live.add_task(escape(what), total=total or None, count="")
             self.what = what
-        self.live.update(self.task, completed=done, total=total or None)
+        self.live.update(self.task, completed=done, total=total or None, count=f"{done}/{total}" if total else "")
 
 
 class _Lines:
@@ -108,7 +112,8 @@ class _Lines:
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         now = time.monotonic()
-        if what == self.what and now - self.last < 5:
+        ends = bool(total) and done >= total
+        if what == self.what and now - self.last < 5 and not ends:
             return
         count = f" {done}/{total}" if total else ""
         sys.stderr.write(f"{what}{count}\n")
@@ -135,6 +140,8 @@ def show_report(report: Report, *, verbose: bool) -> None:
         out.show(Text(f"note: {note}"))
     if verbose:
         _show_costs(out, report)
+    if not report.checks:
+        return
     colour = "red" if report.verdict == "failed" else "green"
     out.show(f"[bold {colour}]{report.verdict}[/]: {report.summary}")
 
@@ -156,7 +163,9 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     kept = [index for index in range(len(header)) if any(row[index] for row in rows)]
     for index in kept:
         cells = [row[index] for row in rows if row[index]]
-        table.add_column(header[index], justify="right" if all(cell[0] in "+-0123456789" for cell in cells) else "left")
+        figures = all(cell[0] in "+-0123456789" for cell in cells)
+        # The first column is what one has to type or look up: it is never cut.
+        table.add_column(header[index], justify="right" if figures else "left", no_wrap=index == kept[0])
     for row in rows:
         table.add_row(*(escape(row[index]) for index in kept))
     return table

@@ -183,7 +183,7 @@ def _engine(bundle: Bundle) -> Backend:
     path = bundle.artifact("engine")
     if path is None:
         raise BundleError(
-            f"Bundle {bundle.root} holds no engine: {manifest.engine['skipped']} "
+            f"Bundle {bundle.root} holds no engine: {manifest.engine['skipped']}. "
             "To look at its numbers on this CPU, load it with backend onnxruntime."
         )
     return open_engine(path, _facts(manifest, manifest.engine, manifest.engine["library_version"]))

@@ -126,7 +126,7 @@ def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: P
     clocks = {"before": before.get("clock_mhz"), "after": after.get("clock_mhz")}
     return Report(
         title=title(model),
-        checks=(skipped("pytorch", "PyTorch is timed beside the bundle by vitexport build only"),),
+        checks=(),
         measurements={
             "latency": timing.figures,
             "others_percent": timing.others_percent,
