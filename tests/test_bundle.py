@@ -41,7 +41,15 @@ from vitexport.targets import catalogue, resolve
 
 SPEC = PreprocessSpec(height=4, width=6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", crop_pct=0.9)
 REPORT_OF_TINY = Report(title="tiny", checks=(skipped("latency", "not measured"),), measurements={}, machine={})
+MODEL = {"name": "vit", "weights": "random:seed=0", "weights_sha256": "0" * 64, "parameters": 5}
 ARTIFACTS = {"onnx": "model.onnx", "golden_pixels": GOLDEN_PIXELS, "golden_logits": GOLDEN_LOGITS}
+ENGINE = {
+    "library": "tensorrt",
+    "library_version": "10.3.0",
+    "recipe": {"compute_capabilities": ["8.7"]},
+    "skipped": "built on the device",
+}
+RECIPE = {"layers": [], "images": {}, "placement": "A", "activation_observer": "percentile"}
 # Every file of each bundle, so that each is a test of its own; a test below holds the lists against the folders.
 TINY_FILES = ("golden/logits.npy", "golden/pixels.npy", "manifest.json", "model.onnx", "report.json", "report.md")
 CPU_FILES = (*TINY_FILES, "model.float.onnx")
@@ -51,7 +59,7 @@ L4_FILES = (*CPU_FILES, "model.engine")
 def make_manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "versions": {"vitexport": "0.1.0"},
-        "model": {"name": "vit", "weights": "random:seed=0"},
+        "model": MODEL,
         "target": resolve("l4"),
         "precision": "fp32",
         "batch": BatchRange.parse("1"),
@@ -303,23 +311,39 @@ texts = st.text(max_size=8)
 manifests = st.builds(
     Manifest,
     versions=st.dictionaries(texts, texts, max_size=3),
-    model=st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts, max_size=2), max_size=3),
+    model=st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(texts, max_size=2), max_size=3).map(
+        lambda more: {**more, **MODEL}
+    ),
     target=st.sampled_from(sorted(catalogue())).map(resolve),
-    precision=st.sampled_from(["fp32", "fp16", "int8"]),
+    precision=st.sampled_from(["fp32", "fp16"]),
     batch=st.sampled_from(["1", "8", "1:4:8", "2:2:3"]).map(BatchRange.parse),
     preprocess=st.just(SPEC),
-    labels=st.none() | st.lists(texts, max_size=3).map(tuple),
-    synsets=st.none() | st.lists(texts, max_size=3).map(tuple),
-    num_classes=st.integers(1, 10**6),
+    labels=st.none() | st.tuples(texts, texts, texts),
+    synsets=st.none() | st.tuples(texts, texts, texts),
+    num_classes=st.just(3),
     artifacts=st.just({}),
-    engine=st.none() | st.dictionaries(texts, texts, max_size=2),
-    recipe=st.none() | st.dictionaries(texts, st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=2)),
+    engine=st.none()
+    | st.builds(
+        lambda more, library, skipped: {**more, **ENGINE, "library": library, "skipped": skipped},
+        st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=2),
+        st.sampled_from(["tensorrt", "tensorrt-rtx"]),
+        st.none() | texts,
+    ),
+    recipe=st.none(),
     files=st.just({}),
+)
+quantized = st.builds(
+    lambda manifest, layers, images: dataclasses.replace(
+        manifest, precision="int8", recipe={**RECIPE, "layers": layers, "images": images}
+    ),
+    manifests,
+    st.lists(st.dictionaries(texts, st.floats(allow_nan=False, allow_infinity=False), max_size=2), max_size=2),
+    st.dictionaries(texts, texts, max_size=2),
 )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(manifest=manifests)
+@given(manifest=manifests | quantized)
 def test_any_manifest_survives_its_file(manifest: Manifest, tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest)
     assert open_bundle(tmp_path).manifest == manifest
@@ -329,6 +353,41 @@ def test_any_manifest_survives_its_file(manifest: Manifest, tmp_path: Path) -> N
 def test_an_unknown_precision_is_refused(precision: Precision, tiny: Path) -> None:
     rewrite(tiny, lambda _: None, precision=precision)
     with pytest.raises(BundleError, match=r"not a valid manifest.*precision"):
+        open_bundle(tiny)
+
+
+@pytest.mark.parametrize("key", sorted(MODEL))
+@pytest.mark.parametrize("value", [None, ["a list"]])
+def test_a_model_without_what_reports_show_is_refused(key: str, value: object, tiny: Path) -> None:
+    absent = {name: given for name, given in MODEL.items() if name != key}
+    for model in (absent, {**MODEL, key: value}):
+        write_manifest(tiny, make_manifest(files=hash_files(tiny), model=model))
+        with pytest.raises(BundleError, match=rf"not a valid manifest: .*model\.{key} is"):
+            open_bundle(tiny)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ("cat", "dog")},
+        {"synsets": ("n01", "n02", "n03", "n04")},
+        {"num_classes": 0, "labels": None},
+        {"num_classes": "3"},
+        {"recipe": RECIPE},
+        {"precision": "int8"},
+        {"precision": "int8", "recipe": {**RECIPE, "layers": None}},
+        {"precision": "int8", "recipe": {**RECIPE, "placement": 3}},
+        {"engine": {**ENGINE, "library": "onnxruntime"}},
+        {"engine": {**ENGINE, "library_version": None}},
+        {"engine": {**ENGINE, "recipe": {"compute_capabilities": "8.7"}}},
+        {"engine": {**ENGINE, "recipe": {}}},
+        {"engine": {**ENGINE, "skipped": 1}},
+    ],
+    ids=str,
+)
+def test_a_manifest_whose_parts_contradict_each_other_is_refused(changes: dict[str, Any], tiny: Path) -> None:
+    write_manifest(tiny, make_manifest(files=hash_files(tiny), **changes))
+    with pytest.raises(BundleError, match="is not a valid manifest"):
         open_bundle(tiny)
 
 
@@ -374,7 +433,35 @@ def test_a_bundle_without_golden_arrays_or_report_says_so(tiny: Path) -> None:
         Bundle(root=tiny, manifest=make_manifest(artifacts={})).golden()
     (tiny / REPORT).write_text("{}")
     with pytest.raises(BundleError, match="not a report"):
-        Bundle(root=tiny, manifest=make_manifest()).report()
+        Bundle(root=tiny, manifest=make_manifest(files={REPORT: "0" * 64})).report()
+
+
+def test_a_report_that_the_manifest_does_not_vouch_for_is_not_read(tiny: Path) -> None:
+    files = {name: digest for name, digest in hash_files(tiny).items() if name != REPORT}
+    write_manifest(tiny, make_manifest(files=files))
+    bundle = open_bundle(tiny)
+    with pytest.raises(BundleError, match=r"has no sha256 for report\.json; it is not read"):
+        bundle.report()
+
+
+def test_a_report_with_an_unknown_verdict_of_a_check_is_no_report(tiny: Path) -> None:
+    data = REPORT_OF_TINY.to_json()
+    data["checks"][0]["status"] = "excellent"
+    write_json(tiny / REPORT, data)
+    write_manifest(tiny, make_manifest(files=hash_files(tiny)))
+    with pytest.raises(BundleError, match=r"not a report.*'excellent'"):
+        open_bundle(tiny).report()
+
+
+@pytest.mark.parametrize("name", [GOLDEN_PIXELS, GOLDEN_LOGITS])
+@pytest.mark.parametrize("count", [3, 10**9, 10**14, 10**18, 10**30])
+def test_golden_arrays_whose_header_lies_about_their_size_take_no_memory(name: str, count: int, tiny: Path) -> None:
+    shape = f"({count}, 4, 6, 3)" if name == GOLDEN_PIXELS else f"({count}, 3)"
+    kind = "|u1" if name == GOLDEN_PIXELS else "<f4"
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    (tiny / name).write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(144))
+    with pytest.raises(BundleError, match=r"cannot be read|Golden arrays"):
+        Bundle(root=tiny, manifest=make_manifest()).golden()
 
 
 def stage(out: Path, work: Callable[[Path], object] = Path.touch, *, force: bool = False) -> None:
@@ -553,6 +640,29 @@ def test_a_folder_that_appears_during_the_build_is_not_overwritten(*, force: boo
     with pytest.raises(InputError, match="is not a bundle"):
         stage(tmp_path / "out", work, force=force)
     assert listed(tmp_path) == {"out/thesis.tex"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", [".", "", "../here"])
+def test_the_current_folder_is_refused_before_the_slow_part(
+    name: str, *, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(InputError, match="is the current folder or a mount point"):
+        stage(Path(name), never, force=force)
+    fill(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path / "bundle")
+    with pytest.raises(InputError, match="is the current folder or a mount point"):
+        stage(tmp_path / "bundle", never, force=force)
+    assert inside(tmp_path) == ["bundle", "here"]
+
+
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="there is no mount point to try")
+def test_a_mount_point_is_refused() -> None:
+    with pytest.raises(InputError, match="is the current folder or a mount point"):
+        check_output(Path("/proc"), force=True)
 
 
 def test_an_empty_folder_may_be_the_output(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import CALIBRATION, CHECKPOINT, ROOT, SAMPLE_WORDS, VALIDATION, Built
 from safetensors.torch import load_file, save_file
 
-from vitexport.cli import main
+from vitexport.cli import main, show
 
 Command: TypeAlias = "Callable[..., Result]"
 
@@ -124,6 +124,41 @@ def test_commands_print_for_people(vitexport: Command, cpu_bundle: Built, jetson
     assert "1 passed" in vitexport("validate", cpu_bundle.root).stdout
 
 
+def test_a_device_build_ships_the_script_that_the_report_names(vitexport: Command, jetson_bundle: Built) -> None:
+    report = json.loads(vitexport("inspect", jetson_bundle.root, "--json").stdout)
+    assert "engine.sh" in report["manifest"]["files"]
+    assert report["manifest"]["engine"]["recipe"]["trtexec"].startswith("trtexec --onnx=model.onnx")
+
+
+def test_json_stays_one_document_when_native_code_writes_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    sys.stdout.write("before ")
+    with show.native_output_aside():
+        os.write(1, b"a library speaks")
+    show.print_json({"a": 1})
+    sys.stdout.flush()
+    os.write(1, b"after")
+    output = capfd.readouterr()
+    assert output.err == "a library speaks"
+    assert output.out == 'before {\n "a": 1\n}\nafter'
+
+
+def open_descriptors() -> set[int]:
+    return {descriptor for descriptor in range(256) if os.path.exists(f"/proc/self/fd/{descriptor}")}  # noqa: PTH110
+
+
+def test_stdout_comes_back_when_the_build_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    descriptors = open_descriptors()
+    with pytest.raises(RuntimeError, match="inside"), show.native_output_aside():
+        raise RuntimeError("inside")
+    os.write(1, b"a result")
+    assert capfd.readouterr().out == "a result"
+    assert open_descriptors() == descriptors
+
+
+def test_a_batch_outside_the_bundles_range_is_not_timed(vitexport: Command, cpu_bundle: Built) -> None:
+    assert_refused(vitexport("bench", cpu_bundle.root, "--batch", "2"), 2, "Batch 2 cannot be timed", "takes 1")
+
+
 def test_plan_tells_every_problem_and_runs_nothing(vitexport: Command, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
@@ -165,7 +200,12 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
         (("build", *TINY_WORDS, "--target", "cpu", "--precision", "int8"), 2, ("--calibration DIR",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--batch", "8:1"), 2, ("minimum:optimum:maximum",)),
         (("build", *TINY_WORDS, "--target", "l4", "--jetpack", "6.2"), 2, ("JetPack",)),
-        (("build", *TINY_WORDS, "--target", "l4", "--batch", "1:1:9000000"), 2, ("largest batch that fits",)),
+        (
+            ("build", *TINY_WORDS, "--target", "l4", "--img-size", "224", "--batch", "1:1:900000"),
+            2,
+            ("largest batch that fits",),
+        ),
+        (("build", *TINY_WORDS, "--target", "l4", "--batch", "9" * 5000), 2, ("is not valid",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--img-size", "33"), 3, ("patches of 8 x 8", "32 and 40")),
         (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "x"), 2, ("KEY=VALUE",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "scripts"), 3, ("holds no images",)),
@@ -174,6 +214,11 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
         (("build", *TINY_WORDS, "--target", "cpu", "-o", "/proc/no/such"), 3, ("cannot be created",)),
         (("build", *TINY_WORDS, "--target", "cpu", "-o", ROOT), 3, ("is not a bundle",)),
         (("build", *SAMPLE_WORDS, "--pretrained", "--target", "cpu"), 2, ("exclude each other",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--seed", "-1"), 2, ("--seed", "0<=x<=4294967295")),
+        (("build", *TINY_WORDS, "--target", "cpu", "--seed", "4294967296"), 2, ("--seed",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--crop-pct", "0.05"), 2, ("at least 0.1",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "checkpoint_path=w.pth"), 2, ("--checkpoint FILE",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "-o", "."), 3, ("the current folder",)),
         (("predict", ROOT / "nowhere", DIGIT), 3, ("does not exist",)),
         (("predict", ROOT, DIGIT), 3, ("no manifest.json",)),
         (("validate", ROOT / "README.md"), 3, ("not a folder",)),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -299,7 +301,7 @@ def test_the_mark_that_windows_editors_put_first_is_not_part_of_a_name(tmp_path:
         (b"cat\ndog\ncat\n", None, "names 'cat' more than once"),
         (b"cat\ndog\n", 3, "has 2 names, but the model has 3 classes"),
         (b"cat\ndog\nowl\n", 2, "has 3 names, but the model has 2 classes"),
-        (b"\xff\xfe\x00", None, "cannot be read as UTF-8"),
+        (b"\xff\xfe\x00", None, "is not UTF-8 text"),
     ],
 )
 def test_a_labels_file_that_cannot_be_right_is_refused(
@@ -315,3 +317,36 @@ def test_a_labels_file_that_cannot_be_right_is_refused(
 def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.txt cannot be read"):
         read_labels(tmp_path / "absent.txt")
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 9), size=st.integers(1, 6))
+def test_whole_batches_are_filled_from_the_beginning_of_the_set(
+    tmp_path_factory: pytest.TempPathFactory, count: int, size: int
+) -> None:
+    images = open_images(put_many(tmp_path_factory.mktemp("set"), count))
+    every = np.concatenate(list(images.batches(SPEC, 1)))
+    batches = list(images.batches(SPEC, size, whole=True))
+    assert {len(batch) for batch in batches} == {size}
+    assert len(batches) == -(-count // size)
+    np.testing.assert_array_equal(np.concatenate(batches), every[np.arange(len(batches) * size) % count])
+    ragged = list(images.batches(SPEC, size))
+    assert sum(map(len, ragged)) == count
+    np.testing.assert_array_equal(np.concatenate(ragged), every)
+
+
+def put_unnameable(root: Path) -> bytes:
+    """A picture whose name is Latin-1: no UTF-8 file can hold it."""
+    name = os.fsencode(root) + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_bytes(put(root / "plain.png").read_bytes())
+    return name
+
+
+def test_a_name_that_is_not_utf8_is_skipped_and_shown_in_ascii(tmp_path: Path) -> None:
+    put_many(tmp_path, 12)
+    put_unnameable(tmp_path)
+    images = open_images(tmp_path)
+    assert len(images.files) == 13
+    [(name, reason)] = images.skipped.items()
+    assert (name, reason) == ("caf\\udce9.png", "its name is not UTF-8")
+    json.dumps(dict(images.skipped), ensure_ascii=False).encode()

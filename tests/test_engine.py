@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from exports import digits, exported, live, placed
 
 from vitexport.artifacts import BatchRange, OnnxModel, Precision, silent
-from vitexport.engine import FILE_NAME, make_engine, make_recipe
+from vitexport.engine import FILE_NAME, SCRIPT_NAME, make_engine, make_recipe
 from vitexport.errors import ToolchainError, UsageError
 from vitexport.quantize import quantize
 from vitexport.rewrites import apply, load, save
@@ -119,9 +120,46 @@ def test_full_tensorrt_leaves_the_engine_to_the_device(
     engine = make_engine(model, SPEC, resolve(target, jetpack=jetpack), tmp_path)
     assert (engine.path, engine.library) == (None, "tensorrt")
     assert engine.skipped is not None
-    assert all(part in engine.skipped for part in [*parts, "build it on the device", engine.recipe.trtexec])
+    assert all(part in engine.skipped for part in [*parts, "build it on the device", "engine.sh", "which calls trtexec"])
+    assert engine.skipped.endswith("then check it: vitexport validate BUNDLE --engine model.engine")
     assert engine.library_version == resolve(target, jetpack=jetpack).tensorrt
-    assert list(tmp_path.iterdir()) == [model.path]
+    assert {path.name for path in tmp_path.iterdir()} == {model.path.name, SCRIPT_NAME}
+
+
+def test_a_stack_whose_python_is_too_old_is_not_promised_validate(tmp_path: Path) -> None:
+    engine = make_engine(onnx_for(tmp_path, "fp16", opset=17), SPEC, resolve(JETSON, jetpack="5.1"), tmp_path)
+    assert engine.skipped is not None
+    assert "Python of that JetPack is older than vitexport needs" in engine.skipped
+    assert "golden/ by hand" in engine.skipped
+    assert "vitexport validate" not in engine.skipped
+
+
+FAKE_TRTEXEC = """#!/bin/sh
+pwd > "$RECORD"
+for word in "$@"; do printf '%s\\n' "$word" >> "$RECORD"; done
+"""
+
+
+@pytest.mark.parametrize(("jetpack", "layernorm_op"), [("6.2", True), ("5.1", False)])
+def test_the_script_calls_trtexec_with_the_recipe_from_any_folder(
+    jetpack: str, *, layernorm_op: bool, tmp_path: Path
+) -> None:
+    bundle, programs, record = (tmp_path / name for name in ("a bundle", "bin", "record"))
+    for folder in (bundle, programs):
+        folder.mkdir()
+    model = onnx_for(bundle, "fp16", opset=17, layernorm_op=layernorm_op)
+    engine = make_engine(model, SPEC, resolve(JETSON, jetpack=jetpack), bundle)
+    script = bundle / SCRIPT_NAME
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    assert f"exec {engine.recipe.trtexec}\n" in script.read_text(encoding="utf-8")
+    assert script.stat().st_mode & 0o111
+    (programs / "trtexec").write_text(FAKE_TRTEXEC, encoding="utf-8")
+    (programs / "trtexec").chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "RECORD": str(record)}
+    subprocess.run([str(script)], check=True, env=environment, cwd="/")
+    where, *given = record.read_text(encoding="utf-8").splitlines()
+    assert Path(where) == bundle
+    assert given == shlex.split(engine.recipe.trtexec)[1:]
 
 
 def test_a_cpu_needs_no_engine(tmp_path: Path) -> None:

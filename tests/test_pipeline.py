@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
 from conftest import CALIBRATION, TINY, VALIDATION, Built, sample_request
 
-from vitexport.artifacts import BatchRange, silent
+from vitexport.artifacts import BatchRange, OnnxModel, Precision, silent
 from vitexport.bundle import open_bundle
 from vitexport.errors import UsageError, VitexportError
 from vitexport.pipeline import BuildRequest, plan, run
+from vitexport.pipeline.build import _Candidate, _choose
+from vitexport.report import Check, Status
 from vitexport.runtime import load
 from vitexport.targets import machine_cpu, misfit, resolve
-from vitexport.validate.numerics import Budget
+from vitexport.validate.numerics import Budget, Numerics
 
 ANYTHING = Budget(max_drop=100, min_agreement=0)
 
@@ -69,7 +73,12 @@ def test_a_jetson_bundle_says_how_its_engine_is_built(jetson_bundle: Built) -> N
     assert checks(jetson_bundle)["engine"] == "skipped"
     engine = jetson_bundle.bundle.manifest.engine
     assert engine is not None
-    assert "trtexec --onnx=model.onnx" in engine["skipped"]
+    assert "engine.sh of the bundle there, which calls trtexec" in engine["skipped"]
+    assert engine["recipe"]["trtexec"].startswith("trtexec --onnx=model.onnx --saveEngine=model.engine")
+    assert "engine.sh" in jetson_bundle.bundle.manifest.files
+    script = jetson_bundle.root / "engine.sh"
+    assert engine["recipe"]["trtexec"] in script.read_text(encoding="utf-8")
+    assert script.stat().st_mode & 0o111
     model = onnx.load(str(jetson_bundle.bundle.artifact("onnx")))
     scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     types = {tensor.data_type for tensor in model.graph.initializer if tensor.name in scales}
@@ -109,6 +118,50 @@ def test_older_stacks_get_operators_that_they_have(
     assert engine is not None
     assert engine["recipe"]["typing"] == "weak"
     assert "FP16" in engine["recipe"]["flags"]
+
+
+@pytest.mark.parametrize(("target", "jetpack"), [("jetson-orin-nano-8gb", "5.1"), ("h100-sxm", None)])
+def test_float16_is_judged_as_float16_however_it_is_typed(target: str, jetpack: str | None, tmp_path: Path) -> None:
+    built = Built(
+        *run(sample_request(tmp_path / "out", target=target, jetpack=jetpack, precision="fp16", calibration=None), silent)
+    )
+    assert checks(built)["accuracy"] == "passed"
+    # float32 against PyTorch is above 100 dB: whoever finds that has judged the graph before its types.
+    for figures in (built.report.measurements["golden"], built.report.measurements["accuracy"]):
+        assert 40 < figures["sqnr_db"] < 100
+    # What was judged does not ship.
+    assert {path.name for path in built.root.glob("*.onnx")} <= {"model.float.onnx", "model.onnx"}
+    operators = [node.op_type for node in onnx.load(str(built.bundle.artifact("onnx"))).graph.node]
+    assert operators.count("Cast") <= 2
+
+
+def candidate(precision: Precision, status: Status) -> _Candidate:
+    check = Check(name="agreement", status=status, message="")
+    graph = OnnxModel(path=Path("model.onnx"), sha256="", size=1, opset=20, batch=BatchRange.parse("1"), precision=precision)
+    return _Candidate(onnx=graph, recipe=None, numerics=Numerics(checks=(check,), figures={}), golden={})
+
+
+@pytest.mark.parametrize("target", ["b300", "l4"])
+@pytest.mark.parametrize(
+    ("int8", "fp16", "chosen", "why"),
+    [
+        ("failed", "failed", "fp16", "none was within the budget"),
+        ("passed", "failed", "int8", "the fastest within the budget"),
+        ("failed", "passed", "fp16", "the fastest within the budget"),
+    ],
+)
+def test_auto_ships_what_is_within_the_budget_and_else_the_widest(
+    target: str, int8: Status, fp16: Status, chosen: str, why: str
+) -> None:
+    # A B300 computes INT8 more slowly than FP16, so its candidates come in the other order.
+    peaks = resolve("b300").peaks
+    assert peaks["int8"] < peaks["fp16"]
+    candidates = [candidate("int8", int8), candidate("fp16", fp16)]
+    request = BuildRequest(model=TINY, target=target, precision="auto", calibration=CALIBRATION)
+    work: Any = SimpleNamespace(request=request, prepared=SimpleNamespace(target=resolve(target)))
+    best, [note] = _choose(work, candidates[::-1] if target == "b300" else candidates, None)
+    assert best.onnx.precision == chosen
+    assert why in note
 
 
 def test_auto_without_calibration_ships_float(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -237,7 +238,7 @@ def test_an_array_of_another_type_or_shape_is_refused_with_both(array: NDArray[A
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.png does not exist"):
+    with pytest.raises(InputError, match=r"absent\.png' does not exist"):
         load_image(tmp_path / "absent.png")
 
 
@@ -249,8 +250,14 @@ def test_a_text_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be read.*[Dd]irectory"):
+    with pytest.raises(InputError, match="is not a regular file"):
         load_image(tmp_path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png is not a regular file"):
+        load_image(tmp_path / "pipe.png")
 
 
 def test_a_name_that_no_file_can_have_is_an_input_error() -> None:
@@ -328,7 +335,7 @@ specs = st.builds(
     mean=st.tuples(finite, finite, finite),
     std=st.tuples(*[st.floats(min_value=1e-3, max_value=10)] * 3),
     interpolation=st.sampled_from(sorted(RESAMPLING)),
-    crop_pct=st.floats(min_value=0, max_value=1, exclude_min=True),
+    crop_pct=st.floats(min_value=0.1, max_value=1),
     crop_mode=st.sampled_from(MODES),
 )
 
@@ -346,14 +353,17 @@ def test_a_spec_survives_its_json(spec: PreprocessSpec) -> None:
         ({"width": -1}, "32 x -1"),
         ({"interpolation": "bicubik"}, "'bicubik' is unknown.*bilinear"),
         ({"crop_pct": 0.0}, r"crop_pct is 0\.0"),
+        ({"crop_pct": 0.0999}, r"crop_pct is 0\.0999; it must be at least 0\.1"),
         ({"crop_pct": 1.01}, r"crop_pct is 1\.01"),
         ({"crop_pct": float("nan")}, "crop_pct is nan"),
         ({"mean": (0.5,)}, "three values each"),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, "three values each"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "must be finite"),
-        ({"std": (0.5, 0.0, 0.5)}, "above 0"),
-        ({"std": (0.5, -1.0, 0.5)}, "above 0"),
-        ({"std": (0.5, float("inf"), 0.5)}, "above 0"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "within ±1e6"),
+        ({"mean": (0.5, 1e7, 0.5)}, "within ±1e6"),
+        ({"std": (0.5, 0.0, 0.5)}, "between 1e-6 and 1e6"),
+        ({"std": (0.5, -1.0, 0.5)}, "between 1e-6 and 1e6"),
+        ({"std": (0.5, 1e-7, 0.5)}, "between 1e-6 and 1e6"),
+        ({"std": (0.5, float("inf"), 0.5)}, "between 1e-6 and 1e6"),
         ({"crop_mode": "centre"}, "'centre' is unknown.*squash"),
     ],
     ids=str,

@@ -77,6 +77,16 @@ def test_one_failed_check_fails_the_report(statuses: tuple[Status, ...], verdict
     assert report.to_json()["verdict"] == verdict
 
 
+@pytest.mark.parametrize("status", ["excellent", "PASSED", "", None])
+def test_a_check_with_an_unknown_status_is_a_mistake(status: Any) -> None:
+    with pytest.raises(ValueError, match=r"export_parity is .*; expected passed, failed or skipped"):
+        make_check(status)
+    data = make_report(make_check("passed")).to_json()
+    data["checks"][0]["status"] = status
+    with pytest.raises(ValueError, match="expected passed, failed or skipped"):
+        Report.from_json(data)
+
+
 def test_a_skipped_check_is_never_counted_as_passed() -> None:
     report = make_report(make_check("passed"), skipped("accuracy", "no labels"), skipped("latency", "no GPU"))
     assert report.summary == "1 passed, 0 failed, 2 skipped"

@@ -40,6 +40,10 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         self.sizes.append(len(images))
@@ -132,6 +136,37 @@ def test_path_text_pillow_array_and_list_give_the_same_logits(model: Model) -> N
         np.testing.assert_array_equal(model.predict(image).logits, wanted)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_no_prediction(bad: float, cpu_bundle: Built) -> None:
+    class Broken(FakeBackend):
+        def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+            logits = np.zeros((len(images), 10), np.float32)
+            logits[-1, 3] = bad
+            return logits
+
+    broken = Model(cpu_bundle.bundle, Broken())
+    with pytest.raises(ToolchainError, match="a fake computed NaN or infinity for 3 of 3 images"):
+        broken.predict(DIGITS[:3])
+    with pytest.raises(ToolchainError, match="for 1 of 1 images"):
+        broken.predict_tensor(np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_closing_a_model_closes_what_runs_it(cpu_bundle: Built) -> None:
+    backend = FakeBackend()
+    Model(cpu_bundle.bundle, backend).close()
+    assert backend.closed == 1
+
+
+def test_a_model_is_closed_at_the_end_of_its_block_and_when_the_block_fails(cpu_bundle: Built) -> None:
+    fine, failing = FakeBackend(), FakeBackend()
+    with Model(cpu_bundle.bundle, fine) as model:
+        assert model.backend is fine
+        assert fine.closed == 0
+    with pytest.raises(RuntimeError, match="inside"), Model(cpu_bundle.bundle, failing):
+        raise RuntimeError("inside")
+    assert (fine.closed, failing.closed) == (1, 1)
+
+
 def test_several_images_keep_their_order(model: Model) -> None:
     alone = np.concatenate([model.predict(path).logits for path in DIGITS])
     np.testing.assert_array_equal(model.predict(DIGITS).logits, alone)
@@ -212,7 +247,7 @@ def test_an_int8_bundle_is_refused_where_its_arithmetic_could_be_wrong(copy: Pat
     with pytest.raises(DeviceError, match=r"avx1024_vnni, and this machine, .* wrong results") as caught:
         load(copy)
     assert target.id in str(caught.value)
-    write_manifest(copy, dataclasses.replace(manifest, precision="fp32"))
+    write_manifest(copy, dataclasses.replace(manifest, precision="fp32", recipe=None))
     assert load(copy).predict(DIGITS[0]).logits.shape == (1, 10)
 
 
@@ -241,7 +276,7 @@ def test_a_dynamic_graph_gives_an_image_the_same_logits_in_any_batch(l4_bundle: 
 
 
 def test_a_bundle_whose_engine_is_not_built_yet_says_how(jetson_bundle: Built) -> None:
-    with pytest.raises(BundleError, match=r"holds no engine: .*trtexec --onnx=model\.onnx.*backend onnxruntime"):
+    with pytest.raises(BundleError, match=r"holds no engine: .*engine\.sh .* calls trtexec.*backend onnxruntime"):
         load(jetson_bundle.root)
     assert load(jetson_bundle.root, backend="onnxruntime").predict(DIGITS[0]).logits.shape == (1, 10)
 

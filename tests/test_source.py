@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -320,9 +322,10 @@ def test_an_image_need_not_be_square() -> None:
     [
         ({"mean": (0.1, 0.2)}, "mean has 2 values"),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, "std has 4 values"),
-        ({"std": (0.0,)}, "above 0"),
-        ({"mean": (float("nan"),)}, "must be finite"),
+        ({"std": (0.0,)}, "between 1e-6 and 1e6"),
+        ({"mean": (float("nan"),)}, "within ±1e6"),
         ({"crop_pct": 0.0}, "crop_pct is 0"),
+        ({"crop_pct": 0.09}, r"crop_pct is 0\.09; it must be at least 0\.1"),
         ({"crop_pct": 1.5}, "crop_pct is 1.5"),
         ({"interpolation": "cubic"}, "Interpolation 'cubic' is unknown"),
     ],
@@ -341,6 +344,74 @@ def test_a_folder_brings_its_own_weights_labels_and_data_config() -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert source.labels == tuple("0123456789")
     assert (source.preprocess.height, source.preprocess.crop_pct) == (32, 1.0)
+
+
+def test_a_plan_knows_the_labels_and_the_shape_of_the_real_model() -> None:
+    request = ModelRequest(name=f"local-dir:{SAMPLE_FOLDER}")
+    planned, real = load(request, weights=False)[1], load(request)[1]
+    assert planned.labels == real.labels == tuple("0123456789")
+    assert (planned.preprocess, planned.num_classes, planned.parameters, planned.peak_activation_elements) == (
+        (real.preprocess, real.num_classes, real.parameters, real.peak_activation_elements)
+    )
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that is there, and notes what it is asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self.asked.append(f"HEAD {self.path}")
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.asked.append(f"GET {self.path}")
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    Hub.asked.clear()
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        monkeypatch.setattr(hub_constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield Hub.asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_plan_for_pretrained_weights_knows_their_labels_and_downloads_nothing(hub: list[str]) -> None:
+    source = load(ModelRequest(name=f"{NAME}.augreg_in21k_ft_in1k", kwargs={"depth": 1}), weights=False)[1]
+    assert source.labels is not None
+    assert (len(source.labels), source.labels[0]) == (1000, "tench")
+    assert source.synsets is not None
+    assert source.synsets[0] == "n01440764"
+    # Whether it is there at all, and no more.
+    assert hub == ["HEAD /"]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("checkpoint_path", "/nowhere/w.pth", "--checkpoint FILE"),
+        ("pretrained", True, "--no-pretrained"),
+        ("pretrained_cfg", {"file": "w.pth"}, "--mean"),
+        ("pretrained_cfg_overlay", {"file": "w.pth"}, "--crop-pct"),
+        ("features_only", True, "the whole classifier"),
+        ("scriptable", True, "exporter"),
+    ],
+)
+def test_model_keywords_that_vitexport_has_an_answer_for_are_refused(
+    key: str, value: object, instead: str, *, weights: bool
+) -> None:
+    with pytest.raises(UsageError, match=rf"Model keyword {key} is not taken; .*{instead}"):
+        load(tiny(kwargs={key: value}), weights=weights)
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:

@@ -199,8 +199,9 @@ class Bundle:
                 raise BundleError(f"Bundle {self.root} has no {role}; build it again.")
             try:
                 # Mapped, not read: a header that lies about its size must not take the memory.
-                arrays.append(np.load(path, allow_pickle=False, mmap_mode="r"))
-            except (OSError, ValueError) as error:
+                with np.errstate(over="raise"):
+                    arrays.append(np.load(path, allow_pickle=False, mmap_mode="r"))
+            except (OSError, ValueError, ArithmeticError) as error:
                 raise BundleError(f"{path} cannot be read: {error}") from None
         pixels, logits = arrays
         spec = self.manifest.preprocess

@@ -125,12 +125,12 @@ def load_image(source: ImageLike) -> Image.Image:
                 "expected uint8, [height, width, 3] RGB or [height, width] grey."
             )
         return Image.fromarray(source).convert("RGB")
-    if not Path(source).exists():
-        raise InputError(f"Image {str(source)!r} does not exist.")
-    if not Path(source).is_file():
-        # A pipe would be waited for without end.
-        raise InputError(f"{source} is not a regular file.")
     try:
+        if not Path(source).exists():
+            raise InputError(f"Image {str(source)!r} does not exist.")
+        if not Path(source).is_file():
+            # A pipe would be waited for without end.
+            raise InputError(f"{source} is not a regular file.")
         with open_picture(source) as image:
             return _rgb(image)
     except UnidentifiedImageError:

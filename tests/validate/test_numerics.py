@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from vitexport.report import Report
-from vitexport.validate.numerics import PARITY_LIMIT, Budget, compare, parity
+from vitexport.validate.numerics import GOLDEN_CEILING_DB, PARITY_LIMIT, Budget, compare, golden, parity
 
 BUDGET = Budget(max_drop=1.0, min_agreement=99.0)
 LABELS = np.arange(200) % 4
@@ -112,3 +113,72 @@ def test_parity_names_the_batch_sizes() -> None:
 def test_parity_of_unequal_lists_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="shorter"):
         parity([perfect(), perfect()], [perfect()])
+
+
+RANDOM = np.random.default_rng(11)
+REFERENCE = RANDOM.normal(0, 3, (64, 10)).astype(np.float32)
+NOISE = RANDOM.normal(0, 1, REFERENCE.shape)
+
+
+def noisy(decibels: float) -> NDArray[np.float32]:
+    """The reference with noise that lies `decibels` below it."""
+    amplitude = np.linalg.norm(REFERENCE) / np.linalg.norm(NOISE) * 10 ** (-decibels / 20)
+    return (REFERENCE + amplitude * NOISE).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("built", "seen", "status"),
+    [
+        (30, 30, "passed"),
+        (30, 60, "passed"),
+        (30, 24.1, "passed"),
+        (30, 23.9, "failed"),
+        (30, 0, "failed"),
+        (50, 44.1, "passed"),
+        (50, 43.9, "failed"),
+        # From 56 dB on the ceiling holds: TF32 is not wrong.
+        (57, 50.1, "passed"),
+        (120, 50.1, "passed"),
+        (120, 49.9, "failed"),
+    ],
+)
+def test_golden_logits_may_be_twice_as_noisy_as_at_build_time(built: float, seen: float, status: str) -> None:
+    check, figures = golden(REFERENCE, noisy(seen), built, name="golden", where="here")
+    assert (check.name, check.status, check.unit) == ("golden", status, "dB")
+    assert check.measured == figures["sqnr_db"] == pytest.approx(seen, abs=0.05)
+    assert check.limit == pytest.approx(min(built - 6, GOLDEN_CEILING_DB))
+
+
+@pytest.mark.parametrize("broken", [np.negative, lambda logits: np.roll(logits, 1, axis=0), np.zeros_like, lambda x: 2 * x])
+def test_a_broken_kernel_fails_even_after_a_noisy_build(
+    broken: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> None:
+    check, _ = golden(REFERENCE, broken(REFERENCE), 15.0, name="golden", where="here")
+    assert check.status == "failed"
+
+
+@bad_values
+def test_golden_logits_that_are_not_finite_fail_on_either_side(bad: float) -> None:
+    broken = REFERENCE.copy()
+    broken[5, 2] = bad
+    for reference, candidate, whose in ((REFERENCE, broken, "the logits"), (broken, REFERENCE, "PyTorch's logits")):
+        check, figures = golden(reference, candidate, -100.0, name="engine_output", where="here")
+        assert (check.name, check.status) == ("engine_output", "failed")
+        assert f"{whose} of 1 of 64 images (here)" in check.message
+        assert figures == {"images": 64}
+
+
+def test_golden_agreement_is_a_figure_and_no_limit() -> None:
+    close = np.tile(np.asarray([[1.0, 1.001, -9.0, 4.0]], np.float32), (8, 1))
+    close[:, 3] = 0.9
+    candidate = close.copy()
+    candidate[:, [0, 1]] = close[:, [1, 0]]
+    check, figures = golden(close, candidate, 60.0, name="golden", where="here")
+    assert figures["agreement_percent"] == 0
+    assert check.status == "passed"
+    assert "same top-1 on 0.00 %" in check.message
+
+
+def test_golden_logits_that_are_equal_pass_whatever_the_build_measured() -> None:
+    check, _ = golden(REFERENCE, REFERENCE.copy(), math.inf, name="golden", where="here")
+    assert check.status == "passed"
