@@ -51,7 +51,7 @@ class BatchRange:
         """Read ``8`` or ``1:8:32``.
 
         Raises:
-            UsageError: Not one or three whole numbers in rising order from 1.
+            UsageError: Not one or three whole numbers in rising order from 1 to 999,999.
         """
         parts = text.split(":")
         if len(parts) in (1, 3) and all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
@@ -59,7 +59,9 @@ class BatchRange:
             low, best, high = sizes if len(sizes) == 3 else sizes * 3
             if 1 <= low <= best <= high:
                 return cls(minimum=low, optimum=best, maximum=high)
-        raise UsageError(f"Batch {text!r} is not valid; give one size (1) or minimum:optimum:maximum (1:8:32).")
+        raise UsageError(
+            f"Batch {text!r} is not valid; give one size (1) or minimum:optimum:maximum (1:8:32), up to 999999."
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,7 +157,7 @@ def _recipe(values: Any) -> dict[str, Any]:
 
 def _classes(count: Any, *names: Any) -> tuple[int, tuple[str, ...] | None, tuple[str, ...] | None]:
     """The number of classes, and labels and synsets: absent, or as many texts as there are classes."""
-    if not isinstance(count, int) or not 1 <= count <= MOST_CLASSES:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_CLASSES:
         raise ValueError(f"num_classes is {count!r}")
     for values in names:
         if values is not None and not (
