@@ -128,7 +128,8 @@ def show_report(report: Report, *, verbose: bool) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in report.checks:
         table.add_row(MARKS[check.status], check.name, Text(check.message))
-    out.show(table)
+    if report.checks:
+        out.show(table)
     if latency := report.measurements.get("latency"):
         out.show(_grid(LATENCY_COLUMNS, latency_rows(latency)))
     if len(candidates := report.measurements.get("candidates", {})) > 1:
