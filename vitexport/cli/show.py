@@ -1,4 +1,4 @@
-"""Reports, plans, targets and predictions enter; what a person reads on a terminal, or one JSON document, leaves."""
+"""What the library returned enters; what a person reads on a terminal, or one JSON document, leaves."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -26,6 +27,8 @@ MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]failed[/]", "skipped
 LEVELS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
 # A pipe has no width; wide enough that no line of ours folds in a log.
 LOG_WIDTH = 2000
+# How many places of one broken rule are named.
+PLACES = 3
 
 
 class Output(Console):
@@ -179,6 +182,57 @@ def show_findings(findings: Sequence[Finding]) -> None:
         out.show(f"{LEVELS[finding.level]}: {escape(finding.message)}")
 
 
+class Broken(Protocol):
+    """A `vitexport.legality.Violation`; its room imports onnx-ir, which a device that runs bundles does not have."""
+
+    @property
+    def rule(self) -> str: ...
+    @property
+    def demand(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
+
+def show_violations(found: Sequence[Broken], census: Mapping[str, int] | None, target: Target, *, verbose: bool) -> None:
+    """What was seen (unless `census` is None), then each broken rule with its places; the first only, unless `verbose`."""
+    out = Output()
+    if census is not None:
+        seen = ", ".join(f"{count} {kind}" for kind, count in census.items())
+        out.show(Text(f"for {target.name}, {_stack(target)}: {seen or 'no products'}"))
+    for rule in dict.fromkeys(violation.rule for violation in found):
+        places = [violation for violation in found if violation.rule == rule]
+        named = places if verbose else places[:PLACES]
+        out.show(f"{LEVELS[places[0].level]} [bold]{escape(rule)}[/]: {escape(places[0].demand)}")
+        for violation in named:
+            out.show(Text(f"  {violation.node} {violation.message}"))
+        if len(named) < len(places):
+            out.show(Text(f"  … and {len(places) - len(named)} more (--verbose lists them)"))
+    counts = Counter(violation.level for violation in found)
+    words = [
+        f"{counts[level]} {level}{'s' if counts[level] != 1 else ''}" for level in ("error", "warning") if counts[level]
+    ]
+    out.show(", ".join(words) or "nothing speaks against it")
+
+
+def violations_json(found: Sequence[Broken], census: Mapping[str, int], target: Target) -> dict[str, Any]:
+    """The same as plain JSON values, every place named."""
+    return {
+        "target": target.id,
+        "errors": sum(violation.level == "error" for violation in found),
+        "warnings": sum(violation.level == "warning" for violation in found),
+        "products": dict(census),
+        "violations": [
+            {"level": violation.level, "rule": violation.rule, "node": violation.node, "message": violation.message}
+            for violation in found
+        ],
+        "rules": {violation.rule: violation.demand for violation in found},
+    }
+
+
 def show_devices(devices: Sequence[Device]) -> None:
     """The catalogue, one line a device."""
     rows = []
@@ -256,8 +310,9 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     ]
     if manifest.recipe is not None:
         recipe = manifest.recipe
+        settings = recipe["settings"]
         summary = (
-            f"placement {recipe['placement']}, {len(recipe['layers'])} layers, {recipe['activation_observer']}, "
+            f"placement {settings['placement']}, {len(recipe['layers'])} layers, {settings['observer']}, "
             f"{len(recipe['images'])} calibration images"
         )
         rows.append(("INT8 recipe", summary))
