@@ -49,7 +49,7 @@ ENGINE = {
     "recipe": {"compute_capabilities": ["8.7"]},
     "skipped": "built on the device",
 }
-RECIPE = {"layers": [], "images": {}, "placement": "A", "activation_observer": "percentile"}
+RECIPE = {"layers": [], "images": {}, "settings": {"placement": "A", "observer": "percentile:99.999"}}
 # Every file of each bundle, so that each is a test of its own; a test below holds the lists against the folders.
 TINY_FILES = ("golden/logits.npy", "golden/pixels.npy", "manifest.json", "model.onnx", "report.json", "report.md")
 CPU_FILES = (*TINY_FILES, "model.float.onnx")
@@ -376,7 +376,7 @@ def test_a_model_without_what_reports_show_is_refused(key: str, value: object, t
         {"recipe": RECIPE},
         {"precision": "int8"},
         {"precision": "int8", "recipe": {**RECIPE, "layers": None}},
-        {"precision": "int8", "recipe": {**RECIPE, "placement": 3}},
+        {"precision": "int8", "recipe": {**RECIPE, "settings": {"placement": 3, "observer": "minmax"}}},
         {"engine": {**ENGINE, "library": "onnxruntime"}},
         {"engine": {**ENGINE, "library_version": None}},
         {"engine": {**ENGINE, "recipe": {"compute_capabilities": "8.7"}}},

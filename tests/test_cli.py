@@ -82,24 +82,44 @@ def test_build_gives_one_json_document_and_a_bundle(vitexport: Command, tmp_path
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
 
 
-def test_a_failed_check_has_an_exit_code_of_its_own_and_still_leaves_the_bundle(vitexport: Command, tmp_path: Path) -> None:
-    # The same function with a few LayerNorm channels a thousand times larger: one scale per tensor loses all the others.
+@pytest.fixture(scope="module")
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's function with a few LayerNorm channels 3000 times larger: one step per tensor loses all the others."""
     weights = load_file(CHECKPOINT)
     for block in range(3):
         for norm, linear in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):
             for name, factor in ((f"{norm}.weight", 3000.0), (f"{norm}.bias", 3000.0)):
                 weights[f"blocks.{block}.{name}"][:2] *= factor
             weights[f"blocks.{block}.{linear}.weight"][:, :2] /= 3000.0
-    save_file(weights, tmp_path / "outliers.safetensors")
+    path = tmp_path_factory.mktemp("outliers") / "outliers.safetensors"
+    save_file(weights, path)
+    return path
+
+
+INT8_WORDS = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "--data", VALIDATION, "--json")
+
+
+def test_a_failed_check_has_an_exit_code_of_its_own_and_still_leaves_the_bundle(
+    vitexport: Command, outliers: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out" / "bundle"
-    words = ("--target", "cpu", "--precision", "int8", "--calibration", CALIBRATION, "--data", VALIDATION)
-    checkpoint = ("--checkpoint", tmp_path / "outliers.safetensors")
-    done = vitexport("build", SAMPLE_WORDS[0], *checkpoint, *SAMPLE_WORDS[3:], *words, "-o", out, "--json")
+    # One layer, and its large channels left as they are: there is nothing to fall back to but float.
+    words = ("--no-equalize", "--include", r"blocks\.0\.attn\.qkv", "--max-drop", "0", "-o", out)
+    done = vitexport("build", SAMPLE_WORDS[0], "--checkpoint", outliers, *SAMPLE_WORDS[3:], *INT8_WORDS, *words)
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert report["verdict"] == "failed"
-    assert {check["name"]: check["status"] for check in report["checks"]}["accuracy"] == "failed"
-    assert (out / "manifest.json").is_file()
+    assert {check["name"] for check in report["checks"] if check["status"] == "failed"} == {"int8"}
+    assert json.loads((out / "manifest.json").read_text())["precision"] == "fp32"
+
+
+def test_large_channels_are_equalized(vitexport: Command, outliers: Path, tmp_path: Path) -> None:
+    done = vitexport(
+        "build", SAMPLE_WORDS[0], "--checkpoint", outliers, *SAMPLE_WORDS[3:], *INT8_WORDS, "-o", tmp_path / "b"
+    )
+    report = json.loads(done.stdout)
+    assert report["measurements"]["accuracy"]["sqnr_db"] >= 45
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["recipe"]["stay_float"] == []
 
 
 def test_validate_inspect_bench_and_predict_give_json(vitexport: Command, cpu_bundle: Built) -> None:

@@ -136,25 +136,31 @@ class QuantRecipe:
     """Everything that decided the INT8 numbers; the same recipe on the same weights gives the same bytes.
 
     Attributes:
-        placement: ``A`` (linear layers).
+        settings: What the user may choose: placement, observer, rounding and so on.
         arithmetic: ``tensorrt`` (symmetric int8 Q/DQ) or ``onnxruntime-cpu`` (the CPU's own integer operators).
-        activation_observer: How an activation's range is chosen, for example ``percentile:99.99``.
         weight_bits, activation_type: 8 or 7 (a CPU without VNNI), and ``int8`` or ``uint8``.
         images: sha256 of each calibration image by its path under the calibration folder.
         skipped_images: Reason by path for images that could not be read.
         layers: The quantized timm modules, in graph order.
-        ranges: Chosen activation range (low, high) by the module that reads it.
+        stay_float: Modules that were to be quantized and went back to float to meet the budget.
+        inputs: Attentions or residual Adds that are quantized beyond the layers (placements B and C).
+        ranges: Chosen activation range (low, high) by the module that reads it, after equalization.
+        strengths: Equalization strength by module.
+        layer_db: SQNR of each layer's own output in dB, by module: the lower, the more sensitive.
     """
 
-    placement: str
+    settings: Mapping[str, Any]
     arithmetic: Literal["tensorrt", "onnxruntime-cpu"]
-    activation_observer: str
     weight_bits: int
     activation_type: Literal["int8", "uint8"]
     images: Mapping[str, str]
     skipped_images: Mapping[str, str]
     layers: tuple[str, ...]
+    stay_float: tuple[str, ...]
+    inputs: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
+    strengths: Mapping[str, float]
+    layer_db: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

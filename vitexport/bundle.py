@@ -149,9 +149,9 @@ def _recipe(values: Any) -> dict[str, Any]:
     data = dict(values)
     if not isinstance(data["layers"], list) or not isinstance(data["images"], dict):
         raise TypeError("recipe.layers or recipe.images is not what vitexport writes")
-    for key in ("placement", "activation_observer"):
-        if not isinstance(data[key], str):
-            raise TypeError(f"recipe.{key} is not a text")
+    for key in ("placement", "observer"):
+        if not isinstance(dict(data["settings"])[key], str):
+            raise TypeError(f"recipe.settings.{key} is not a text")
     return data
 
 

@@ -21,6 +21,7 @@ from vitexport.rewrites.module_names import ModuleNames
 
 # The oldest opset with a Gelu operator, and the newest that TensorRT 10.3 (JetPack 6.1) parses.
 EXPORT_OPSET = 20
+FILE_NAME = "model.float.onnx"
 # ONNX files of 2 GB and more need external data: protobuf's limit, less room for the graph itself.
 PROTOBUF_LIMIT = 2**31 - 2**24
 
@@ -57,7 +58,7 @@ def export_onnx(  # noqa: PLR0913 - the target's three limits
         rewrites.append(LowerOpset(opset))
     apply(exported, *rewrites)
     RemoveUnusedNodesPass()(exported)
-    path = folder / "model.float.onnx"
+    path = folder / FILE_NAME
     save(exported, path)
     return OnnxModel.of(path, opset=opset, batch=batch, precision="fp32")
 

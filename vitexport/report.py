@@ -140,6 +140,12 @@ class Report:
             parts += ["## Size", _table(("file", "size"), rows)]
         if candidates := self.measurements.get("candidates"):
             parts += ["## Against PyTorch", _table(CANDIDATE_COLUMNS, candidate_rows(candidates))]
+        if layers := self.measurements.get("layers"):
+            cells = [
+                (name, f"{row['own_db']:.1f}", _number(row["strength"], "g"), str(row["precision"]))
+                for name, row in layers.items()
+            ]
+            parts += ["## Layers, the most sensitive first", _table(LAYER_COLUMNS, cells)]
         if self.notes:
             parts += ["## Notes", "\n".join(f"- {note}" for note in self.notes)]
         if self.stages:
@@ -154,6 +160,7 @@ class Report:
 
 
 LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
+LAYER_COLUMNS = ("layer", "SQNR of its own output, dB", "equalization strength", "ships in")
 CANDIDATE_COLUMNS = ("precision", "top-1 %", "drop, points", "agreement %", "SQNR dB", "cosine", "images")
 
 

@@ -10,21 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vitexport.errors import InputError
-from vitexport.quantize.observe import BINS, Histogram
+from vitexport.quantize.observe import CHANNEL_BINS, ChannelHistogram
 
+CHANNELS = 2
 # Values at, just beside and between powers of two: where the limit doubles.
 EDGES = [
-    0.0,
-    1e-7,
-    2.0**-21,
-    2.0**-20,
-    2.0**-19,
-    0.75,
-    1.0,
-    float(np.nextafter(np.float32(1), np.float32(2))),
-    1.5,
-    2.0,
-    64.0,
+    *(0.0, 1e-7, 2.0**-21, 2.0**-20, 2.0**-19, 0.75, 1.0, 1.5, 2.0, 64.0),
+    *(float(np.nextafter(np.float32(1), np.float32(end))) for end in (0, 2)),
 ]
 values = st.one_of(
     # Below 2**-90 lies nothing that an activation range could tell from zero.
@@ -37,98 +29,103 @@ values = st.one_of(
         st.sampled_from([-math.inf, math.inf]),
     ),
 )
-batches = st.lists(st.lists(values, min_size=1, max_size=12), min_size=1, max_size=6)
+rows = st.lists(values, min_size=CHANNELS, max_size=CHANNELS)
+batches = st.lists(st.lists(rows, min_size=1, max_size=10), min_size=1, max_size=6)
 
 
-def filled(parts: list[list[float]]) -> Histogram:
-    histogram = Histogram()
+def filled(parts: list[list[list[float]]]) -> ChannelHistogram:
+    histogram = ChannelHistogram(CHANNELS)
     for part in parts:
         histogram.add(np.asarray(part, np.float32))
     return histogram
 
 
-@settings(deadline=None, max_examples=150)
-@given(batches, st.randoms(use_true_random=False))
-def test_the_order_of_the_values_does_not_matter(parts: list[list[float]], random: object) -> None:
-    first = filled(parts)
-    for other in (
-        filled(parts[::-1]),
-        filled([list(itertools.chain(*parts))]),
-        filled([sorted(part) for part in sorted(parts)]),
-    ):
-        assert (other.limit, other.low, other.high) == (first.limit, first.low, first.high)
-        np.testing.assert_array_equal(other.counts, first.counts)
-
-
-def test_the_limit_is_beyond_every_value_also_at_a_power_of_two() -> None:
-    # 2.0 lies outside of [-2, 2): after 1.5 the limit has to grow, as it would have to begin there.
-    assert filled([[1.5], [2.0]]).limit == filled([[2.0], [1.5]]).limit == 4.0
+def table(parts: list[list[list[float]]]) -> NDArray[np.float32]:
+    return np.asarray(list(itertools.chain(*parts)), np.float32)
 
 
 @settings(deadline=None, max_examples=150)
 @given(batches)
-def test_every_value_is_counted_in_the_bin_that_holds_it(parts: list[list[float]]) -> None:
-    histogram = filled(parts)
-    flat = np.asarray(list(itertools.chain(*parts)), np.float32).astype(np.float64)
-    assert float(np.abs(flat).max()) < histogram.limit
-    width = 2 * histogram.limit / BINS
-    expected = np.bincount(np.floor(flat / width).astype(np.int64) + BINS // 2, minlength=BINS)
-    np.testing.assert_array_equal(histogram.counts, expected)
+def test_neither_order_nor_chunks_matter(parts: list[list[list[float]]]) -> None:
+    first = filled(parts)
+    whole = list(itertools.chain(*parts))
+    for other in (filled(parts[::-1]), filled([whole]), filled([[row] for row in sorted(whole)])):
+        for name in ("limit", "low", "high", "counts"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(first, name), err_msg=name)
+
+
+@settings(deadline=None, max_examples=150)
+@given(batches)
+def test_every_value_is_counted_in_the_bin_of_its_channel_that_holds_it(parts: list[list[list[float]]]) -> None:
+    histogram, seen = filled(parts), table(parts).astype(np.float64)
+    assert np.all(np.abs(seen).max(axis=0) < histogram.limit)
+    np.testing.assert_array_equal(histogram.low, seen.min(axis=0))
+    np.testing.assert_array_equal(histogram.high, seen.max(axis=0))
+    for channel in range(CHANNELS):
+        limit = histogram.limit[channel]
+        assert math.frexp(limit)[0] == 0.5
+        expected = np.bincount(
+            np.floor(seen[:, channel] / (2 * limit / CHANNEL_BINS)).astype(int) + CHANNEL_BINS // 2, minlength=CHANNEL_BINS
+        )
+        np.testing.assert_array_equal(histogram.counts[channel], expected)
+
+
+def test_the_limit_is_beyond_every_value_also_at_a_power_of_two() -> None:
+    # 2.0 lies outside of [-2, 2): after 1.5 the limit has to grow, as it would have to begin there.
+    for parts in ([[[1.5, 0]], [[2.0, 0]]], [[[2.0, 0]], [[1.5, 0]]]):
+        assert filled(parts).limit[0] == 4.0
+
+
+def test_a_large_channel_does_not_coarsen_another() -> None:
+    histogram = filled([[[0.3, 900.0]], [[-0.2, 5.0]]])
+    np.testing.assert_array_equal(histogram.limit, [0.5, 1024.0])
 
 
 @settings(deadline=None, max_examples=150)
 @given(batches, st.floats(50, 100))
-def test_the_range_keeps_the_asked_share_on_each_side(parts: list[list[float]], percentile: float) -> None:
+def test_the_range_of_each_channel_keeps_the_asked_share_on_each_side(
+    parts: list[list[list[float]]], percentile: float
+) -> None:
     low, high = filled(parts).percentile_range(percentile)
-    flat = np.asarray(list(itertools.chain(*parts)), np.float32)
-    tail = (1 - percentile / 100) / 2 * flat.size
-    assert np.count_nonzero(flat < low) <= tail + 1e-9
-    assert np.count_nonzero(flat > high) <= tail + 1e-9
-    assert float(flat.min()) <= low <= high <= float(flat.max())
-
-
-def test_all_of_the_values_are_what_was_seen() -> None:
-    assert filled([[-0.3, 0.2], [7.1, -0.1]]).percentile_range(100) == (
-        float(np.float32(-0.3)),
-        float(np.float32(7.1)),
-    )
+    seen = table(parts)
+    tail = (1 - percentile / 100) / 2 * len(seen)
+    assert np.all((seen < low).sum(axis=0) <= tail + 1e-9)
+    assert np.all((seen > high).sum(axis=0) <= tail + 1e-9)
+    assert np.all(seen.min(axis=0) <= low)
+    assert np.all(low <= high)
+    assert np.all(high <= seen.max(axis=0))
 
 
 def test_the_share_beyond_the_percentile_is_cut_off() -> None:
-    bulk = np.random.default_rng(0).normal(0, 1, 1_000_000).astype(np.float32)
-    outliers = np.full(5, 900, np.float32)
-    histogram = Histogram()
+    bulk = np.random.default_rng(0).normal(0, 1, (100_000, CHANNELS)).astype(np.float32)
+    outliers = np.full((5, CHANNELS), 900, np.float32)
+    histogram = ChannelHistogram(CHANNELS)
     histogram.add(bulk)
     histogram.add(outliers)
-    # 0.001 % at each end are 10 values: the five outliers and the five largest of the rest.
-    low, high = histogram.percentile_range(99.998)
-    bin_width = 2 * 1024 / BINS
-    assert np.sort(bulk)[-6] <= high <= np.sort(bulk)[-6] + bin_width
-    assert low <= np.sort(bulk)[10]
-    assert histogram.percentile_range(99.9999)[1] == 900
+    # 0.01 % at each end are 10 values: the five outliers and the five largest of the rest.
+    low, high = histogram.percentile_range(99.98)
+    width = 2 * 1024 / CHANNEL_BINS
+    ordered = np.sort(bulk, axis=0)
+    assert np.all((ordered[-6] <= high) & (high <= ordered[-6] + width))
+    assert np.all(low <= ordered[10])
+    np.testing.assert_array_equal(histogram.percentile_range(99.999)[1], [900] * CHANNELS)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_number_is_refused(bad: float) -> None:
-    histogram = filled([[1.0, 2.0]])
+    histogram = filled([[[1.0, 2.0]]])
     with pytest.raises(InputError, match=r"NaN or infinity on a calibration image"):
-        histogram.add(np.asarray([[0.5], [bad]], np.float32))
-
-
-def test_nothing_observed_is_refused() -> None:
-    with pytest.raises(InputError, match=r"No calibration image"):
-        Histogram().percentile_range(99.9)
-
-
-def held(histogram: Histogram) -> dict[str, int]:
-    return {name: value.nbytes for name, value in vars(histogram).items() if isinstance(value, np.ndarray)}
+        histogram.add(np.asarray([[0.5, 0.5], [bad, 0.5]], np.float32))
 
 
 def test_memory_does_not_depend_on_how_many_values_were_seen() -> None:
-    few, many = filled([[1.0]]), Histogram()
-    block: NDArray[np.float32] = np.random.default_rng(1).normal(0, 1, 50_000).astype(np.float32)
-    for factor in range(1, 40):
+    def held(histogram: ChannelHistogram) -> dict[str, int]:
+        return {name: value.nbytes for name, value in vars(histogram).items() if isinstance(value, np.ndarray)}
+
+    few, many = filled([[[1.0, 1.0]]]), ChannelHistogram(CHANNELS)
+    block = np.random.default_rng(1).normal(0, 1, (20_000, CHANNELS)).astype(np.float32)
+    for factor in range(1, 20):
         many.add(block * np.float32(factor**2))
     assert held(few) == held(many)
-    assert int(many.counts.sum()) == 39 * 50_000
+    assert many.counts.sum(axis=1).tolist() == [19 * 20_000] * CHANNELS
     assert all(not isinstance(value, list) for value in vars(many).values())

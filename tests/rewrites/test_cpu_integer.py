@@ -44,7 +44,7 @@ def linear(depth: int, bias: NDArray[np.float32] | None = BIAS) -> ir.Model:
 
 
 def layer(
-    weight: NDArray[np.int8], zero: np.uint8 | np.int8, name: str = "fc", activation: str = "image"
+    weight: NDArray[np.int8], zero: np.uint8 | np.int8, name: str = "fc", activation: str = "image", **changes: Any
 ) -> QuantizedLinear:
     return QuantizedLinear(
         node=f"{name}/MatMul",
@@ -53,6 +53,7 @@ def layer(
         activation_zero_point=zero,
         weight=weight,
         weight_scale=WEIGHT_SCALE,
+        **changes,
     )
 
 
@@ -174,6 +175,29 @@ def test_layers_that_read_the_same_tensor_quantize_it_once() -> None:
     assert operators(model) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 2, "Add": 1}
     both = exact(IMAGES, WEIGHT, ZERO, 0.0) + exact(IMAGES, other, ZERO, 0.0)
     np.testing.assert_array_equal(run(model, IMAGES), both)
+
+
+@pytest.mark.parametrize("bias", [None, BIAS])
+def test_a_changed_bias_becomes_the_operators_own(bias: NDArray[np.float32] | None) -> None:
+    change = np.arange(COLUMNS) * 0.5 + 1
+    model = linear(24, bias=bias)
+    apply(model, CpuInteger([layer(WEIGHT, ZERO, bias_change=change)]))
+    assert operators(model) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
+    both = change.astype(np.float32) + (0 if bias is None else bias)
+    np.testing.assert_array_equal(run(model, IMAGES), exact(IMAGES, WEIGHT, ZERO, both))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_gemm_becomes_the_same_operator(*, has_bias: bool) -> None:
+    inputs = ["image", "fc.weight", *(["fc.bias"] if has_bias else [])]
+    gemm = helper.make_node("Gemm", inputs, [OUTPUT_NAME], name="fc/MatMul", transB=1)
+    constants = {"fc.weight": np.ones((COLUMNS, 24), np.float32), **({"fc.bias": BIAS} if has_bias else {})}
+    model = graph_of([gemm], constants, ["n", 24])
+    change = np.arange(COLUMNS) * 0.5 + 1
+    apply(model, CpuInteger([layer(WEIGHT, ZERO, layout="nk", bias_change=change)]))
+    assert operators(model) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
+    both = change.astype(np.float32) + (BIAS if has_bias else 0)
+    np.testing.assert_array_equal(run(model, IMAGES), exact(IMAGES, WEIGHT, ZERO, both))
 
 
 def test_a_layer_that_the_graph_does_not_have_is_refused_by_name() -> None:

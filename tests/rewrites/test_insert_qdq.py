@@ -14,7 +14,7 @@ from onnx import helper
 from vitexport.artifacts import OUTPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.rewrites import apply
-from vitexport.rewrites.insert_qdq import InsertQdq, QuantizedLinear
+from vitexport.rewrites.insert_qdq import InsertQdq, QuantizedInput, QuantizedLinear
 
 WIDTH = 8
 RANDOM = np.random.default_rng(11)
@@ -137,3 +137,58 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
 def test_a_layer_that_the_graph_does_not_have_is_refused_by_name() -> None:
     with pytest.raises(ToolchainError, match=r"InsertQdq.*c/MatMul"):
         apply(two_linears(), InsertQdq([dataclasses.replace(layer("a"), node="c/MatMul")]))
+
+
+CHANGE = RANDOM.normal(0, 1, WIDTH)
+
+
+def test_a_changed_bias_is_added_whether_the_layer_has_one_or_not() -> None:
+    model = two_linears()
+    apply(model, InsertQdq([layer("a", bias_change=CHANGE), layer("b", bias_change=2 * CHANGE)]))
+    # The second layer's result is taken off.
+    np.testing.assert_allclose(run(model, X), expected(rounded(-X)) + CHANGE - 2 * CHANGE, rtol=1e-5, atol=1e-5)
+    assert operators(model)["Add"] == 2
+
+
+def test_a_gemm_that_holds_its_weight_turned_keeps_it_turned() -> None:
+    gemm = helper.make_node("Gemm", ["image", "a.weight", "a.bias"], [OUTPUT_NAME], name="a/MatMul", transB=1)
+    bias = np.linspace(-1, 1, WIDTH, dtype=np.float32)
+    model = graph_of([gemm], {"a.weight": np.ones((WIDTH, WIDTH), np.float32), "a.bias": bias}, ["n", WIDTH])
+    apply(model, InsertQdq([layer("a", activation="image", layout="nk", bias_change=CHANGE)]))
+    wanted = rounded(X) @ (WEIGHT["a"] * WEIGHT_SCALE) + bias + CHANGE
+    np.testing.assert_allclose(run(model, X), wanted, rtol=1e-5, atol=1e-5)
+    dequantize = producers(model)["a/MatMul.weight/DequantizeLinear"]
+    assert dequantize.attributes["axis"].as_int() == 0
+
+
+def test_a_convolution_keeps_its_kernels_shape_and_gets_a_bias() -> None:
+    conv = helper.make_node("Conv", ["image", "a.weight"], [OUTPUT_NAME], name="a/MatMul", strides=[2, 2])
+    model = graph_of([conv], {"a.weight": np.ones((WIDTH, 2, 2, 2), np.float32)}, ["n", 2, 4, 4])
+    apply(model, InsertQdq([layer("a", activation="image", layout="conv", bias_change=CHANGE)]))
+    images = RANDOM.normal(0, 1, (3, 2, 4, 4)).astype(np.float32)
+    patches = rounded(images).reshape(3, 2, 2, 2, 2, 2).transpose(0, 2, 4, 1, 3, 5).reshape(3, 2, 2, WIDTH)
+    wanted = (patches @ (WEIGHT["a"] * WEIGHT_SCALE) + CHANGE).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(run(model, images), wanted, rtol=1e-5, atol=1e-5)
+    int8 = producers(model)["a/MatMul.weight/DequantizeLinear"].inputs[0]
+    assert int8 is not None
+    assert int8.shape == (WIDTH, 2, 2, 2)
+
+
+def test_further_inputs_of_the_same_tensor_and_scale_share_one_pair() -> None:
+    nodes = [
+        node("Neg", ["image"], "left", "left"),
+        node("MatMul", ["left", "image"], "first", "first"),
+        node("MatMul", ["left", "first"], OUTPUT_NAME, "second"),
+    ]
+    model = graph_of(nodes, {}, [WIDTH, WIDTH])
+    coarse = np.float32(2.0**-3)
+    inputs = [
+        QuantizedInput(node=name, index=index, scale=scale, group="attention")
+        for name, index, scale in (("first", 0, SCALE), ("first", 1, SCALE), ("second", 0, SCALE), ("second", 1, coarse))
+    ]
+    apply(model, InsertQdq([], inputs))
+    assert operators(model) == {"Neg": 1, "MatMul": 2, "QuantizeLinear": 3, "DequantizeLinear": 3}
+    x = RANDOM.uniform(-1, 1, (WIDTH, WIDTH)).astype(np.float32)
+    first = rounded(-x) @ rounded(x)
+    wanted = rounded(-x) @ (np.clip(np.rint(first / coarse), -128, 127) * coarse)
+    np.testing.assert_allclose(run(model, x), wanted, rtol=1e-5, atol=1e-5)

@@ -20,7 +20,15 @@ from vitexport.bundle import Bundle, open_bundle
 from vitexport.cli import show
 from vitexport.cli.options import PATH, build_options, output_options
 from vitexport.datasets import ImageSet, open_labelled
-from vitexport.errors import InterruptedBuildError, ToolchainError, UsageError, VitexportError, missing
+from vitexport.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_OK,
+    InterruptedBuildError,
+    ToolchainError,
+    UsageError,
+    VitexportError,
+    missing,
+)
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
 
@@ -93,6 +101,30 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     errors = sum(finding.level == "error" for finding in result.findings)
     click.echo(f"{errors} problem{'s' if errors != 1 else ''}" if errors else "nothing speaks against it")
     return result.exit_code
+
+
+@cli.command(short_help="Hold any ONNX model against the rules of a device's engine.")
+@click.argument("model", type=PATH, metavar="MODEL.onnx")
+@click.option("--target", required=True, metavar="TARGET", help="A device of the catalogue, or cpu for this machine.")
+@click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson (default: its newest).")
+@output_options
+def check(*, model: Path, target: str, jetpack: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Say which rules of TARGET's engine MODEL.onnx breaks, whichever tool wrote it; nothing is run or compiled.
+
+    Errors are refused by the engine, or computed otherwise than ONNX says; warnings cost speed or accuracy.
+    """
+    resolved = resolve(target, jetpack=jetpack)
+    try:
+        from vitexport import legality
+    except ModuleNotFoundError as error:
+        raise missing(str(error.name).partition(".")[0], "build", "Checking an ONNX model") from None
+    graph = legality.read_graph(model)
+    found, census = legality.violations(graph, resolved), legality.census(graph)
+    if as_json:
+        show.print_json(show.violations_json(found, census, resolved))
+    else:
+        show.show_violations(found, None if quiet else census, resolved, verbose=verbose)
+    return EXIT_CHECK_FAILED if any(violation.level == "error" for violation in found) else EXIT_OK
 
 
 @cli.command(short_help="List devices, or say what one can do.")
@@ -228,6 +260,7 @@ def _request(arguments: dict[str, Any]) -> Any:
     """Words to a `BuildRequest`."""
     try:
         from vitexport.pipeline import BuildRequest
+        from vitexport.quantize.settings import Observer, Placement, QuantSettings
         from vitexport.source import ModelRequest
         from vitexport.validate.numerics import Budget
     except ModuleNotFoundError as error:
@@ -261,6 +294,15 @@ def _request(arguments: dict[str, Any]) -> Any:
         precision=arguments["precision"],
         calibration=arguments["calibration"],
         calibration_size=arguments["calibration_size"],
+        quantization=QuantSettings(
+            placement=Placement.parse(arguments["placement"]),
+            observer=Observer.parse(arguments["observer"]),
+            rounding=arguments["rounding"],
+            equalize=arguments["equalize"],
+            include=tuple(arguments["include"]),
+            exclude=tuple(arguments["exclude"]),
+        ),
+        recipe=arguments["recipe"],
         data=arguments["data"],
         labels=arguments["labels"],
         batch=BatchRange.parse(arguments["batch"]),

@@ -92,6 +92,33 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--calibration-size", type=int, default=256, show_default=True, metavar="N", help="How many of them are used."
     ),
+    click.option(
+        "--placement",
+        default="A",
+        show_default=True,
+        metavar="A|B|C[+patch][+head]",
+        help="INT8 tensors: A linear layers, B also attention, C also skips.",
+    ),
+    click.option(
+        "--observer",
+        default="percentile:99.999",
+        show_default=True,
+        metavar="NAME",
+        help="Ranges by minmax, percentile[:P], mse, entropy or output.",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(["gptq", "nearest"]),
+        default="gptq",
+        show_default=True,
+        help="Whether rounding errors of weights are compensated.",
+    ),
+    click.option(
+        "--equalize/--no-equalize", default=True, show_default=True, help="Scale and shift channels, exactly, first."
+    ),
+    click.option("--include", multiple=True, metavar="REGEX", help="Quantize only modules that match; repeatable."),
+    click.option("--exclude", multiple=True, metavar="REGEX", help="Leave modules that match in float; repeatable."),
+    click.option("--recipe", type=PATH, metavar="FILE", help="Quantize as an earlier build: its manifest.json."),
     click.option("--data", type=PATH, metavar="DIR", help="Labelled validation images, one folder per class."),
     click.option("--labels", type=PATH, metavar="FILE", help="Class names in the order of the logits, one a line."),
     click.option("--batch", default="1", show_default=True, metavar="N | MIN:OPT:MAX", help="Static batch, or a range."),

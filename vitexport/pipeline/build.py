@@ -17,14 +17,19 @@ from vitexport.bundle import Bundle, Manifest
 from vitexport.datasets import ImageSet
 from vitexport.engine import lowered_layernorm, make_engine
 from vitexport.errors import DeviceError, InputError, MissingDependencyError
+from vitexport.export import FILE_NAME as EXPORT_NAME
 from vitexport.export import export_onnx
+from vitexport.legality import refuse
 from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.prepare import Prepared, prepare
 from vitexport.pipeline.request import BuildRequest
 from vitexport.preprocess import normalize
-from vitexport.quantize import quantize
+from vitexport.quantize import Calibrated, Calibration, calibrate, write
+from vitexport.quantize.calibrate import RESIDUAL_SQNR_DB
+from vitexport.quantize.fallback import fewest_float, most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
 from vitexport.rewrites import apply, load, save
+from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
 from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
@@ -81,6 +86,7 @@ class _Candidate:
     recipe: QuantRecipe | None
     numerics: Numerics
     golden: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
@@ -105,9 +111,12 @@ def _build(work: _Work) -> Report:
     reference = _reference(work)
     checks = [_parity(work, exported, reference)]
     candidates = [_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
+    candidates += _instead(work, candidates, exported, reference)
     timing = _time_cpu(work, exported, candidates, reference)
     chosen, notes = _choose(work, candidates, timing)
+    notes += chosen.notes
     checks += chosen.numerics.checks
+    checks += _refused_int8(candidates, chosen)
     checks += _speed_checks(work, chosen, timing)
     shipped = _ship(chosen, exported, work.folder)
     engine = None
@@ -213,31 +222,117 @@ def _golden_batch(work: _Work, reference: _Reference, size: int) -> NDArray[np.f
 
 
 def _candidate(work: _Work, precision: Precision, exported: OnnxModel, reference: _Reference) -> _Candidate:
-    """Build one precision and hold it against PyTorch."""
-    target = work.prepared.target
-    model, plain, recipe, about = exported, exported, None, reference.about
+    """Build one precision and hold it against PyTorch; INT8 within the budget if any set of its layers is."""
     if precision == "int8":
-        quantized = _quantize(work, exported)
-        model, recipe, plain = quantized.onnx, quantized.recipe, quantized.exact or quantized.onnx
-        if quantized.exact is not None:
-            about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
+        return _int8_candidate(work, exported, reference)
+    model = _cpu_float(work, exported) if work.prepared.target.kind == "cpu" else exported
+    return _judge(work, model, None, precision, reference)
+
+
+def _int8_candidate(work: _Work, exported: OnnxModel, reference: _Reference) -> _Candidate:
+    """Every layer that was asked for; where that misses the budget, the fewest go back to float."""
+    calibration, calibrated = _calibrate(work, exported)
+    ranking = most_sensitive_first(calibrated.layer_db)
+    tried: dict[frozenset[str], _Candidate] = {}
+
+    def build(stay_float: frozenset[str]) -> _Candidate:
+        if tried and next(reversed(tried)) == stay_float:
+            return tried[stay_float]
+        with work.watch.stage("quantize"):
+            quantized = write(calibration, calibrated, work.folder, stay_float=stay_float, exact_twin=_is_foreign(work))
+        tried.pop(stay_float, None)
+        tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference)
+        return tried[stay_float]
+
+    def accept(stay_float: frozenset[str]) -> bool:
+        return (tried.get(stay_float) or build(stay_float)).numerics.within_budget
+
+    replay = work.prepared.replay
+    if replay is not None:
+        return build(replay.stay_float & set(ranking))
+    restored = fewest_float(ranking, accept)
+    # Each trial replaces the file of the one before; the one that is kept need not be the last.
+    candidate = build(restored if restored is not None else frozenset())
+    notes = _placement_notes(work, calibrated)
+    if not restored:
+        return dataclasses.replace(candidate, notes=notes)
+    names = ", ".join(f"{name} ({calibrated.layer_db[name]:.1f} dB)" for name in ranking if name in restored)
+    note = (
+        f"{len(restored)} of {len(ranking)} layers stay float to meet the budget, and no single one could be quantized "
+        f"within it: {names}. They were found on the images that accuracy is judged on; in brackets the SQNR of the layer's "
+        "own output."
+    )
+    return dataclasses.replace(candidate, notes=(*notes, note))
+
+
+def _placement_notes(work: _Work, calibrated: Calibrated) -> tuple[str, ...]:
+    """What placements B and C found to quantize beyond the layers; C may find that no range allows it."""
+    placement = work.prepared.settings.placement
+    if placement.base == "A":
+        return ()
+    what = "inputs of attention products" if placement.base == "B" else "skip operands of residual Adds"
+    reason = (
+        "" if placement.base == "B" else f"; a skip that rounding leaves at less than {RESIDUAL_SQNR_DB:.0f} dB stays float"
+    )
+    return (f"Placement {placement} quantizes {len(calibrated.inputs)} {what} beyond the linear layers{reason}.",)
+
+
+def _judge(
+    work: _Work, model: OnnxModel, quantized: QuantizedModel | None, precision: Precision, reference: _Reference
+) -> _Candidate:
+    """Bake float16 in where the target wants it, hold the graph against the target's rules, and against PyTorch."""
+    target = work.prepared.target
+    plain, about = model, reference.about
+    if quantized is not None and quantized.exact is not None:
+        plain = quantized.exact
+        about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
     judged = _float16_twin(work, plain, precision) if target.typing is not None and precision != "fp32" else plain.path
     if target.typing == "strong" and precision != "fp32":
         model = _to_float16(work, model, precision)
+    refuse(load(model.path), target)
     work.progress(f"validating {precision}")
     with work.watch.stage(f"validate {precision}"):
         backend = open_onnx(judged, exact=target.kind != "cpu" or judged != model.path)
         golden_logits = run_in_batches(backend, _golden_images(work, reference), work.request.batch)
         logits = golden_logits if reference.images is None else _evaluate(work, backend, reference.images, precision)
-    if judged not in (exported.path, model.path):
+    if judged != model.path and judged.name != EXPORT_NAME:
         judged.unlink()
     budget = work.request.budget
     return _Candidate(
         onnx=dataclasses.replace(model, precision=precision),
-        recipe=recipe,
+        recipe=quantized.recipe if quantized is not None else None,
         numerics=compare(reference.logits, logits, reference.labels, budget, where=about),
         golden=compare(reference.golden_logits, golden_logits, None, budget, where="golden inputs").figures,
     )
+
+
+def _instead(work: _Work, candidates: Sequence[_Candidate], exported: OnnxModel, reference: _Reference) -> list[_Candidate]:
+    """Float, where INT8 alone was asked for and no set of its layers meets the budget."""
+    if work.request.precision != "int8" or candidates[0].numerics.within_budget:
+        return []
+    offered = work.prepared.target.precisions
+    return [_candidate(work, "fp16" if "fp16" in offered else "fp32", exported, reference)]
+
+
+def _refused_int8(candidates: Sequence[_Candidate], chosen: _Candidate) -> list[Check]:
+    """A failed check where INT8 was asked for and float ships."""
+    asked = candidates[0]
+    if asked is chosen or asked.onnx.precision != "int8" or asked.numerics.within_budget:
+        return []
+    missed = "; ".join(check.message for check in asked.numerics.checks if check.status == "failed")
+    message = f"no set of INT8 layers meets the budget, so {chosen.onnx.precision} ships; with all of them: {missed}"
+    return [Check(name="int8", status="failed", message=message)]
+
+
+def _cpu_float(work: _Work, exported: OnnxModel) -> OnnxModel:
+    """The float graph in ONNX Runtime's own operators, made once."""
+    path = work.folder / "model.fp32.fused.onnx"
+    if not path.exists():
+        with work.watch.stage("fuse"):
+            graph = load(exported.path)
+            apply(graph, *cpu_fusions())
+            save(graph, path)
+    return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
 
 
 def _float16_twin(work: _Work, plain: OnnxModel, precision: Precision) -> Path:
@@ -252,21 +347,26 @@ def _float16_twin(work: _Work, plain: OnnxModel, precision: Precision) -> Path:
     return path
 
 
-def _quantize(work: _Work, exported: OnnxModel) -> QuantizedModel:
-    prepared, target = work.prepared, work.prepared.target
+def _is_foreign(work: _Work) -> bool:
+    """Whether the target is a CPU whose integer operators this machine cannot run."""
+    target = work.prepared.target
+    return target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
+
+
+def _calibrate(work: _Work, exported: OnnxModel) -> tuple[Calibration, Calibrated]:
+    prepared = work.prepared
     if prepared.calibration is None:
         raise InputError("INT8 needs calibration images; give --calibration DIR.")
-    foreign = target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
-    with work.watch.stage("quantize"):
-        return quantize(
-            exported,
-            prepared.calibration,
-            prepared.source.preprocess,
-            work.folder,
-            cpu=target.cpu,
-            exact_twin=foreign,
-            progress=work.progress,
-        )
+    calibration = Calibration(
+        model=exported,
+        images=prepared.calibration,
+        spec=prepared.source.preprocess,
+        cpu=prepared.target.cpu,
+        settings=prepared.settings,
+        progress=work.progress,
+    )
+    with work.watch.stage("calibrate"):
+        return calibration, calibrate(calibration, work.folder)
 
 
 def _to_float16(work: _Work, model: OnnxModel, precision: Precision) -> OnnxModel:
@@ -294,13 +394,14 @@ def _evaluate(work: _Work, backend: Backend, images: ImageSet, precision: str) -
 def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate], reference: _Reference) -> Timing | None:
     """Latency of every candidate, the float ONNX and PyTorch, in turn in one run; None where it would not count."""
     target = work.prepared.target
-    if target.kind != "cpu" or misfit(target, machine_cpu(), precision="int8") is not None:
+    if target.kind != "cpu" or _is_foreign(work):
         return None
     work.progress("timing beside PyTorch")
     with work.watch.stage("latency"):
         images = _golden_batch(work, reference, work.request.batch.optimum)
         backends = {candidate.onnx.precision: open_onnx(candidate.onnx.path) for candidate in candidates}
-        backends.setdefault("fp32", open_onnx(exported.path))
+        if "fp32" not in backends:
+            backends["fp32"] = open_onnx(_cpu_float(work, exported).path)
         threads = available_threads()
         runners: dict[str, Runner] = {"pytorch": reference_runner(work.prepared.model, threads)}
         runners |= {name: backend.run for name, backend in backends.items()}
@@ -315,7 +416,8 @@ def _choose(work: _Work, candidates: Sequence[_Candidate], timing: Timing | None
     """The fastest candidate within the budget; float if none is, so that its failed check is seen."""
     request, prepared = work.request, work.prepared
     if request.precision != "auto":
-        return candidates[0], []
+        # The last one is float where INT8 was asked for and does not meet the budget.
+        return candidates[-1], []
     within = [candidate for candidate in candidates if candidate.numerics.within_budget]
     if timing is not None:
         figures = timing.figures
@@ -435,10 +537,25 @@ def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
     return {
         "accuracy": accuracy,
         "golden": chosen.golden,
+        "layers": _layers(chosen.recipe),
         "candidates": {candidate.onnx.precision: candidate.numerics.figures for candidate in candidates},
         "latency": timing.figures if timing is not None else {},
         "others_percent": timing.others_percent if timing is not None else None,
         "size": sizes,
+    }
+
+
+def _layers(recipe: QuantRecipe | None) -> dict[str, Any]:
+    """Every layer that was to be quantized, the most sensitive first by the SQNR of its own output."""
+    if recipe is None:
+        return {}
+    return {
+        module: {
+            "own_db": recipe.layer_db[module],
+            "strength": recipe.strengths[module],
+            "precision": "float" if module in recipe.stay_float else "int8",
+        }
+        for module in most_sensitive_first(recipe.layer_db)
     }
 
 

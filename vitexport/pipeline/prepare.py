@@ -14,7 +14,9 @@ from vitexport.artifacts import ModelSource, Precision
 from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.machine import memory_bytes
+from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
+from vitexport.quantize.settings import QuantSettings
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve
 
@@ -39,6 +41,8 @@ class Prepared:
     data: ImageSet | None
     evaluation: ImageSet | None
     evaluation_about: str
+    settings: QuantSettings
+    replay: Replay | None
     findings: tuple[Finding, ...]
 
 
@@ -77,6 +81,7 @@ def plan(request: BuildRequest) -> Plan:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
     _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, _ = _evaluation(request, calibration, data, problems)
+    _replay(request, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
     errors = [Finding(level="error", message=str(error)) for error in problems.errors]
     return Plan(
@@ -105,6 +110,7 @@ def prepare(request: BuildRequest) -> Prepared:
         notes += _target_findings(request, target, precisions, source, problems)
     labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, about = _evaluation(request, calibration, data, problems)
+    replay = _replay(request, calibration, problems)
     problems.raise_all()
     if loaded is None or target is None or out is None:
         raise InputError("The build could not be prepared.")
@@ -120,6 +126,8 @@ def prepare(request: BuildRequest) -> Prepared:
         data=data,
         evaluation=evaluation,
         evaluation_about=about,
+        settings=replay.settings if replay is not None else request.quantization,
+        replay=replay,
         findings=tuple(notes),
     )
 
@@ -140,6 +148,14 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
     if request.precision == "int8" and request.calibration is None:
         problems.errors.append(
             UsageError("Precision int8 needs real images to choose its ranges from: give --calibration DIR.")
+        )
+    quantization = request.quantization.placement
+    if target is not None and target.cpu is not None and (quantization.base != "A" or quantization.patch):
+        problems.errors.append(
+            UsageError(
+                f"Placement {quantization} is TensorRT's; a CPU computes the linear layers in integers: "
+                "give --placement A or A+head."
+            )
         )
     if request.calibration_size < 1:
         problems.errors.append(UsageError(f"Calibration size {request.calibration_size} is refused; use 32 or more."))
@@ -253,6 +269,24 @@ def _evaluation(
         left = problems.attempt(lambda: open_images(folder, limit=UNLABELLED_EVALUATION, among=unused))
         return left, "images that calibration did not use"
     return calibration, "the calibration images themselves, for want of others"
+
+
+def _replay(request: BuildRequest, calibration: ImageSet | None, problems: _Problems) -> Replay | None:
+    """The recipe that is to be followed, held against the images; None without one."""
+    file = request.recipe
+    if file is None:
+        return None
+    if request.quantization != QuantSettings():
+        problems.errors.append(
+            UsageError(
+                "--recipe decides how INT8 is made; leave out --placement, --observer, --rounding and the others with it."
+            )
+        )
+    replay = problems.attempt(lambda: read_recipe(file))
+    if replay is not None and calibration is not None:
+        kept, images = replay, calibration
+        problems.attempt(lambda: kept.check_images(images))
+    return replay
 
 
 def _image_findings(calibration: ImageSet | None, evaluation: ImageSet | None) -> list[Finding]:

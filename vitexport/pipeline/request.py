@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitexport.artifacts import BatchRange, Precision
+from vitexport.quantize.settings import QuantSettings
 from vitexport.source import ModelRequest
 from vitexport.targets import Finding, Target
 from vitexport.validate.numerics import Budget
@@ -25,6 +26,8 @@ class BuildRequest:
         precision: ``auto`` takes the fastest that stays within the budget.
         calibration: Folder of images for INT8.
         calibration_size: How many of them are used.
+        quantization: How INT8 is made.
+        recipe: File with an earlier build's recipe, which then decides instead of `quantization`.
         data: Labelled validation images, one folder per class.
         labels: File of class names in the order of the logits.
         batch: Batch sizes that the artifact accepts.
@@ -39,6 +42,8 @@ class BuildRequest:
     precision: PrecisionChoice = "auto"
     calibration: Path | None = None
     calibration_size: int = 256
+    quantization: QuantSettings = dataclasses.field(default_factory=QuantSettings)
+    recipe: Path | None = None
     data: Path | None = None
     labels: Path | None = None
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))

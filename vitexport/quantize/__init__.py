@@ -1,30 +1,38 @@
 """A float `OnnxModel`, calibration images and a target enter; a `QuantizedModel` leaves.
 
-observe (ranges) → place (which layers) → round (integers) → write (Q/DQ for TensorRT, integer operators for a CPU).
+observe (what the activations are) → fold (equalize channels, exactly) → ranges → round (integers) → write (Q/DQ for
+TensorRT, integer operators for a CPU). `calibrate` does all but the last, once; `write` may then be called with layers that
+stay float, as `vitexport.quantize.fallback` does where the whole misses the budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import onnx_ir as ir
-
-from vitexport.artifacts import OnnxModel, Progress, QuantizedModel, QuantRecipe
+from vitexport.artifacts import OnnxModel, Progress, QuantizedModel, QuantRecipe, silent
 from vitexport.datasets import ImageSet
-from vitexport.errors import InputError
 from vitexport.preprocess import PreprocessSpec
-from vitexport.quantize.observe import Histogram, observe
-from vitexport.quantize.place import Site, linear_sites
-from vitexport.quantize.round import asymmetric, quantize_weight, symmetric_int8
+from vitexport.quantize.calibrate import Calibrated, Calibration, calibrate, with_outputs
+from vitexport.quantize.settings import Observer, Placement, QuantSettings
 from vitexport.rewrites import InPlacePass, apply, load, save
+from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.cpu_integer import CpuInteger
-from vitexport.rewrites.insert_qdq import InsertQdq, QuantizedLinear
-from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from vitexport.rewrites.insert_qdq import InsertQdq
 from vitexport.targets import CpuArithmetic
 
-PERCENTILE = 99.999
-CALIBRATION_BATCH = 8
+__all__ = [
+    "Calibrated",
+    "Calibration",
+    "Observer",
+    "Placement",
+    "QuantSettings",
+    "calibrate",
+    "quantize",
+    "with_outputs",
+    "write",
+]
+
 FILE_NAME = "model.int8.onnx"
 TWIN_NAME = "model.exact.onnx"
 
@@ -36,10 +44,11 @@ def quantize(  # noqa: PLR0913 - the values of one stage
     folder: Path,
     *,
     cpu: CpuArithmetic | None,
-    progress: Progress,
+    progress: Progress = silent,
+    settings: QuantSettings | None = None,
     exact_twin: bool = False,
 ) -> QuantizedModel:
-    """Write the INT8 form of `model` to `folder`.
+    """Write the INT8 form of `model` to `folder`, with every layer that `settings` asks for.
 
     Args:
         model: The float model, as exported.
@@ -48,73 +57,70 @@ def quantize(  # noqa: PLR0913 - the values of one stage
         folder: Where ``model.int8.onnx`` goes.
         cpu: Arithmetic of a CPU target; None for TensorRT's symmetric Q/DQ.
         progress: Told after each batch.
+        settings: How; None for the defaults.
         exact_twin: Also write the same numbers as Q/DQ, for a machine that cannot run the CPU variant.
 
     Raises:
         InputError: The graph has no layer to quantize, or computes NaN on a calibration image.
+        UsageError: The settings do not go with the target.
         ToolchainError: ONNX Runtime or a rewrite fails.
     """
-    graph = load(model.path)
-    sites = linear_sites(graph.graph)
-    if not sites:
-        raise InputError("The model has no linear layer with a constant weight; there is nothing to quantize.")
-    ranges = _ranges(model, sites, calibration, spec, progress)
-    layers = [_layer(site, ranges[site.activation], cpu) for site in sites]
-    rewrite: InPlacePass = InsertQdq(layers) if cpu is None else CpuInteger(layers)
-    apply(graph, rewrite)
-    path = folder / FILE_NAME
-    save(graph, path)
+    work = Calibration(
+        model=model, images=calibration, spec=spec, cpu=cpu, settings=settings or QuantSettings(), progress=progress
+    )
+    calibrated = calibrate(work, folder)
+    try:
+        return write(work, calibrated, folder, exact_twin=exact_twin)
+    finally:
+        calibrated.folded.unlink(missing_ok=True)
+
+
+def write(
+    work: Calibration, calibrated: Calibrated, folder: Path, *, stay_float: Collection[str] = (), exact_twin: bool = False
+) -> QuantizedModel:
+    """Put what `calibrate` decided into a graph.
+
+    Args:
+        work: What was calibrated.
+        calibrated: The result.
+        folder: Where the file goes; one of the same name is replaced.
+        stay_float: timm modules that are not quantized.
+        exact_twin: As for `quantize`.
+    """
+    model = work.model
+    layers = [layer for layer in calibrated.layers if calibrated.modules[layer.node] not in stay_float]
+    rewrites: tuple[InPlacePass, ...] = (InsertQdq(layers, calibrated.inputs),)
+    if work.cpu is not None:
+        rewrites = (CpuInteger(layers), *cpu_fusions())
+    path = _written(calibrated.folded, rewrites, folder / FILE_NAME)
     exact = None
     if exact_twin:
-        twin = load(model.path)
-        apply(twin, InsertQdq(layers, symmetric=False))
-        save(twin, folder / TWIN_NAME)
-        exact = OnnxModel.of(folder / TWIN_NAME, opset=model.opset, batch=model.batch, precision="int8")
-    recipe = QuantRecipe(
-        placement="A",
-        arithmetic="tensorrt" if cpu is None else "onnxruntime-cpu",
-        activation_observer=f"percentile:{PERCENTILE}",
-        weight_bits=8 if cpu is None else cpu.weight_bits,
-        activation_type="int8" if cpu is None else cpu.activation,
-        images={file.relative: file.sha256 for file in calibration.files},
-        skipped_images=dict(calibration.skipped),
-        layers=tuple(site.module for site in sites),
-        ranges={site.module: ranges[site.activation] for site in sites},
-    )
+        twin = _written(calibrated.folded, (InsertQdq(layers, symmetric=False),), folder / TWIN_NAME)
+        exact = OnnxModel.of(twin, opset=model.opset, batch=model.batch, precision="int8")
     quantized = OnnxModel.of(path, opset=model.opset, batch=model.batch, precision="int8")
-    return QuantizedModel(onnx=quantized, recipe=recipe, exact=exact)
+    return QuantizedModel(onnx=quantized, recipe=_recipe(work, calibrated, stay_float), exact=exact)
 
 
-def _ranges(
-    model: OnnxModel, sites: Sequence[Site], calibration: ImageSet, spec: PreprocessSpec, progress: Progress
-) -> Mapping[str, tuple[float, float]]:
-    """The range of each activation that a layer reads, by its tensor's name."""
-    tensors = list(dict.fromkeys(site.activation for site in sites))
-    backend = OnnxRuntimeBackend(with_outputs(model.path, tensors), outputs=tensors)
-    size = min(max(CALIBRATION_BATCH, model.batch.minimum), model.batch.maximum)
-    batches = calibration.batches(spec, size, whole=not model.batch.is_dynamic)
-    histograms: Mapping[str, Histogram] = observe(backend, tensors, batches, len(calibration.files), progress)
-    return {name: histogram.percentile_range(PERCENTILE) for name, histogram in histograms.items()}
+def _written(source: Path, rewrites: Sequence[InPlacePass], path: Path) -> Path:
+    graph = load(source)
+    apply(graph, *rewrites)
+    save(graph, path)
+    return path
 
 
-def with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
-    """The model at `path`, serialized, with `tensors` as its outputs."""
-    model = load(path)
-    values = {output.name: output for node in model.graph for output in node.outputs}
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(values[name] for name in tensors)
-    serialized: bytes = ir.to_proto(model).SerializeToString()
-    return serialized
-
-
-def _layer(site: Site, limits: tuple[float, float], cpu: CpuArithmetic | None) -> QuantizedLinear:
-    scale, zero = symmetric_int8(*limits) if cpu is None else asymmetric(*limits, cpu.activation)
-    weight, weight_scale = quantize_weight(site.weight, 8 if cpu is None else cpu.weight_bits)
-    return QuantizedLinear(
-        node=site.node,
-        activation=site.activation,
-        activation_scale=scale,
-        activation_zero_point=zero,
-        weight=weight,
-        weight_scale=weight_scale,
+def _recipe(work: Calibration, calibrated: Calibrated, stay_float: Collection[str]) -> QuantRecipe:
+    modules = [calibrated.modules[layer.node] for layer in calibrated.layers]
+    return QuantRecipe(
+        settings=work.settings.to_json(),
+        arithmetic="tensorrt" if work.cpu is None else "onnxruntime-cpu",
+        weight_bits=work.weight_bits,
+        activation_type="int8" if work.cpu is None else work.cpu.activation,
+        images={file.relative: file.sha256 for file in work.images.files},
+        skipped_images=dict(work.images.skipped),
+        layers=tuple(module for module in modules if module not in stay_float),
+        stay_float=tuple(module for module in modules if module in stay_float),
+        inputs=tuple(dict.fromkeys(item.group for item in calibrated.inputs)),
+        ranges=dict(calibrated.ranges),
+        strengths=dict(calibrated.strengths),
+        layer_db=dict(calibrated.layer_db),
     )

@@ -1,106 +1,230 @@
-"""Calibration images enter; the range of every activation that will be quantized leaves.
+"""Calibration images enter; what is known of every activation that will be quantized leaves, in memory that does not grow.
 
-One float pass over the images. Each activation is kept as a histogram whose size does not depend on their number.
+One float pass over the images. Of each activation a fixed number of rows (tokens), spread evenly over images and positions,
+goes into a histogram per channel; fewer into the second moments that rounding needs; and a few are kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitexport.artifacts import Progress
 from vitexport.errors import InputError
-from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
 
-BINS = 8192
+Rows = NDArray[np.float32]
+
+CHANNEL_BINS = 512
+# Rows of each activation that are counted; every GRAM_STRIDE-th enters the second moments, every KEEP_STRIDE-th is kept.
+ROWS = 16_384
+GRAM_STRIDE = 4
+KEEP_STRIDE = 32
+# Rows gathered before they are folded in: large enough for one efficient matrix product, small enough for memory.
+CHUNK = 512
+SMALLEST_LIMIT = 2.0**-20
 
 
-class Histogram:
-    """Counts of values in `BINS` equal bins over [-limit, limit), with `limit` a power of two that grows as needed.
+class ChannelHistogram:
+    """Counts of each channel's values in `CHANNEL_BINS` equal bins over [-limit, limit), with a power of two as limit.
 
-    When a value lies beyond the limit, the limit doubles and pairs of bins merge: nothing is lost, and the result does
-    not depend on the order of the values.
+    When a value lies beyond its channel's limit, that limit doubles and pairs of bins merge: nothing is lost, and the result
+    does not depend on the order of the values.
     """
 
-    def __init__(self) -> None:
-        self.limit = 0.0
-        self.counts = np.zeros(BINS, np.int64)
-        self.low = math.inf
-        self.high = -math.inf
+    def __init__(self, channels: int) -> None:
+        self.limit = np.zeros(channels)
+        self.counts = np.zeros((channels, CHANNEL_BINS), np.int32)
+        self.low = np.full(channels, np.inf)
+        self.high = np.full(channels, -np.inf)
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count `values`, of any shape.
+    def add(self, rows: Rows) -> None:
+        """Count `rows`, float32 [n, channels].
 
         Raises:
-            InputError: One of them is NaN or infinite.
+            InputError: One of the values is NaN or infinite.
         """
-        flat = values.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise InputError("The float model computes NaN or infinity on a calibration image; it cannot be quantized.")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self._grow(max(abs(low), abs(high)))
-        # np.histogram would convert to float64 and sort edges first. The factor is a power of two and rounds nothing; adding
-        # the limit before would, and a value just below an edge could then change its bin when the limit grows.
-        scaled = flat * np.float32(BINS / (2 * self.limit))
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self._grow(np.maximum(np.abs(low), np.abs(high)).astype(np.float64))
+        # The factor is a power of two and rounds nothing; adding the limit before would, and a value just below an edge
+        # could then change its bin when the limit grows.
+        scaled = rows * (CHANNEL_BINS / (2 * self.limit)).astype(np.float32)
         index = np.floor(scaled, out=scaled).astype(np.int32)
-        index += BINS // 2
-        self.counts += np.bincount(index, minlength=BINS)
+        index += (np.arange(rows.shape[1]) * CHANNEL_BINS + CHANNEL_BINS // 2).astype(np.int32)
+        self.counts += np.bincount(index.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape)
 
-    def _grow(self, largest: float) -> None:
-        if self.limit == 0.0:
-            self.limit = 2.0 ** math.ceil(math.log2(max(largest, 2.0**-20)) + 1e-9)
-        while largest >= self.limit:
-            merged = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.zeros(BINS, np.int64)
-            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
-            self.limit *= 2
+    def _grow(self, largest: NDArray[np.float64]) -> None:
+        fresh = self.limit == 0.0
+        if fresh.any():
+            self.limit[fresh] = 2.0 ** np.ceil(np.log2(np.maximum(largest[fresh], SMALLEST_LIMIT)) + 1e-9)
+        while (small := largest >= self.limit).any():
+            merged = self.counts[small].reshape(int(small.sum()), -1, 2).sum(axis=2)
+            self.counts[small] = 0
+            self.counts[small, CHANNEL_BINS // 4 : 3 * CHANNEL_BINS // 4] = merged
+            self.limit[small] *= 2
 
-    def percentile_range(self, percentile: float) -> tuple[float, float]:
-        """The range that keeps `percentile` percent of the values: half of the rest is cut off at each end.
+    def percentile_range(self, percentile: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """For each channel the range that keeps `percentile` percent of its values; half of the rest is cut at each end.
 
         The ends lie on bin edges, outside of what they keep, and never beyond what was seen.
         """
-        total = int(self.counts.sum())
-        if total == 0:
-            raise InputError("No calibration image was observed.")
+        total = int(self.counts[0].sum())
         tail = (1 - percentile / 100) / 2 * total
-        below = np.cumsum(self.counts)
-        first = int(np.searchsorted(below, tail, side="right"))
-        last = int(np.searchsorted(below, total - tail, side="left"))
-        width = 2 * self.limit / BINS
-        low = max(-self.limit + first * width, self.low)
-        high = min(-self.limit + (last + 1) * width, self.high)
-        return low, high
+        below = np.cumsum(self.counts, axis=1)
+        first = (below <= tail).sum(axis=1)
+        last = (below < total - tail).sum(axis=1)
+        width = 2 * self.limit / CHANNEL_BINS
+        low = np.maximum(-self.limit + first * width, self.low)
+        return low, np.minimum(-self.limit + (last + 1) * width, self.high)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Activation:
+    """What was seen of one activation.
+
+    Attributes:
+        histogram: Per channel.
+        gram: float32 [channels, channels]: sum of the outer products of `gram_rows` rows; None where nothing rounds by it.
+        total: float64 [channels]: sum of those rows.
+        gram_rows: How many they were.
+        rows: float32 [kept, channels]: a few rows as they are.
+    """
+
+    histogram: ChannelHistogram
+    gram: Rows | None
+    total: NDArray[np.float64]
+    gram_rows: int
+    rows: Rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """An activation to observe.
+
+    Attributes:
+        name: Of the tensor.
+        per_channel: Whether its last axis is channels that a linear layer reads; else it is one pool of values.
+    """
+
+    name: str
+    per_channel: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Preprocessed images of one batch.
+
+    Attributes:
+        images: float32 [n, 3, height, width].
+        first: Number of the first image in the set.
+        rows: How many rows of each activation one image contributes.
+    """
+
+    images: NDArray[np.float32]
+    first: int
+    rows: int
+
+
+class _Gathering:
+    """One activation while it is observed."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.histogram: ChannelHistogram | None = None
+        self.gram: Rows | None = None
+        self.total: NDArray[np.float64] | None = None
+        self.gram_rows = 0
+        self.seen = 0
+        self.kept: list[Rows] = []
+
+    def fold(self, rows: Rows) -> None:
+        channels = rows.shape[1]
+        if self.histogram is None or self.total is None:
+            self.histogram, self.total = ChannelHistogram(channels), np.zeros(channels)
+            self.gram = np.zeros((channels, channels), np.float32) if self.tensor.per_channel else None
+        self.histogram.add(rows)
+        chosen = rows[-self.seen % GRAM_STRIDE :: GRAM_STRIDE]
+        if self.gram is not None:
+            self.gram += chosen.T @ chosen
+        self.total += chosen.sum(axis=0, dtype=np.float64)
+        self.gram_rows += len(chosen)
+        self.kept.append(rows[-self.seen % KEEP_STRIDE :: KEEP_STRIDE].copy())
+        self.seen += len(rows)
+
+    def result(self) -> Activation:
+        if self.histogram is None or self.total is None:
+            raise InputError("No calibration image was observed.")
+        return Activation(
+            histogram=self.histogram,
+            gram=self.gram,
+            total=self.total,
+            gram_rows=self.gram_rows,
+            rows=np.concatenate(self.kept),
+        )
 
 
 def observe(
-    backend: OnnxRuntimeBackend,
-    tensors: Sequence[str],
-    batches: Iterable[NDArray[np.float32]],
-    total: int,
-    progress: Progress,
-) -> Mapping[str, Histogram]:
-    """Run every batch and count the values of `tensors`.
+    backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batches: Iterable[Batch], total: int, progress: Progress
+) -> Mapping[str, Activation]:
+    """Run every batch and gather what is known of `tensors`.
+
+    The batches run side by side, each on one thread, and are folded in in their order: the result does not depend on the
+    number of threads. Call it under ``threadpoolctl.threadpool_limits(1)``, which holds for the products that fold.
 
     Args:
-        backend: A float session whose outputs are `tensors`, in that order.
-        tensors: Names of activations.
+        backend: A float session on one thread, whose outputs are `tensors` in that order, and the logits.
+        tensors: What to observe.
         batches: Preprocessed images.
         total: Number of images, for progress.
-        progress: Told after each batch.
+        progress: Told after each chunk.
 
     Raises:
-        InputError: An activation is NaN or infinite.
+        InputError: An activation or a logit is NaN or infinite.
     """
-    histograms = {name: Histogram() for name in tensors}
+    gatherings = [_Gathering(tensor) for tensor in tensors]
     done = 0
-    for images in batches:
-        for name, values in zip(tensors, backend.tensors(images), strict=True):
-            histograms[name].add(values)
-        done += len(images)
-        progress("calibrating", min(done, total), total)
-    return histograms
+    with ThreadPoolExecutor(available_threads()) as pool:
+        for chunk in _chunks(batches):
+            parts = list(pool.map(lambda batch: _rows(backend, tensors, batch), chunk))
+            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            list(pool.map(_Gathering.fold, gatherings, columns))
+            done += sum(len(batch.images) for batch in chunk)
+            progress("calibrating", min(done, total), total)
+    return {gathering.tensor.name: gathering.result() for gathering in gatherings}
+
+
+def _chunks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while (first := next(iterator, None)) is not None:
+        more = math.ceil(CHUNK / max(first.rows * len(first.images), 1)) - 1
+        yield [first, *itertools.islice(iterator, more)]
+
+
+def _rows(backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batch: Batch) -> list[Rows]:
+    *activations, logits = backend.tensors(batch.images)
+    if not np.isfinite(logits).all():
+        raise InputError("The float model computes NaN or infinity on a calibration image; it cannot be quantized.")
+    return [_pick(values, tensor, batch) for values, tensor in zip(activations, tensors, strict=True)]
+
+
+def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
+    """`batch.rows` rows of each image, float32 [n · rows, channels], from positions that differ from image to image."""
+    count = len(batch.images)
+    channels = values.shape[-1] if tensor.per_channel else 1
+    tokens = values.reshape(count, -1, channels)
+    length = tokens.shape[1]
+    # A pool of single values has many more of them than a token has.
+    take = min(batch.rows if tensor.per_channel else batch.rows * 32, length)
+    steps = np.arange(take) * length // take
+    index = (steps + (batch.first + np.arange(count))[:, None]) % length
+    picked: Rows = np.take_along_axis(tokens, index[:, :, None], axis=1).reshape(-1, channels)
+    return picked

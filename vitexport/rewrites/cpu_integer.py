@@ -16,7 +16,8 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 from vitexport.rewrites.graph import (
     MICROSOFT,
     add_constant,
-    constant,
+    bias_index,
+    change_bias,
     drop_unused_initializers,
     make_node,
     only_consumer,
@@ -29,7 +30,7 @@ TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
 
 
 class CpuInteger(InPlacePass):
-    """Replace each MatMul of `layers`, and the Add of its bias, by the integer operator."""
+    """Replace each MatMul of `layers` with the Add of its bias, or Gemm, by the integer operator."""
 
     def __init__(self, layers: Sequence[QuantizedLinear]) -> None:
         self.layers = layers
@@ -42,6 +43,8 @@ class CpuInteger(InPlacePass):
         quantized: dict[str, ir.Node] = {}
         for layer in self.layers:
             node = nodes[layer.node]
+            if (change := layer.bias_change) is not None:
+                change_bias(graph, node, len(change), change.__add__)
             if layer.activation not in quantized:
                 quantized[layer.activation] = _quantize(graph, node, layer)
             _replace(graph, node, quantized[layer.activation], layer)
@@ -52,7 +55,7 @@ class CpuInteger(InPlacePass):
         """None of the replaced nodes is left."""
         replaced = {layer.node for layer in self.layers}
         for node in model.graph:
-            if node.op_type == "MatMul" and node.name in replaced:
+            if node.op_type in ("MatMul", "Gemm") and node.name in replaced:
                 raise PostconditionError(f"{node.name} is still float")
 
 
@@ -77,8 +80,13 @@ def _quantize(graph: ir.Graph, node: ir.Node, layer: QuantizedLinear) -> ir.Node
 def _replace(graph: ir.Graph, node: ir.Node, quantize: ir.Node, layer: QuantizedLinear) -> None:
     name = f"{operand(node, 1).name}"
     add = only_consumer(node.outputs[0])
-    bias = _bias(add, node.outputs[0], layer.weight.shape[1]) if add is not None else None
-    last = add if bias is not None and add is not None else node
+    index = bias_index(add, layer.weight.shape[1])
+    if node.op_type == "Gemm":
+        bias, last = node.inputs[2] if len(node.inputs) > 2 else None, node
+    elif add is not None and index is not None:
+        bias, last = operand(add, index), add
+    else:
+        bias, last = None, node
     output = last.outputs[0]
     integer = make_node(
         "MatMulIntegerToFloat",
@@ -101,14 +109,3 @@ def _replace(graph: ir.Graph, node: ir.Node, quantize: ir.Node, layer: Quantized
     if last is not node:
         graph.remove(last, safe=True)
     graph.remove(node, safe=True)
-
-
-def _bias(add: ir.Node, product: ir.Value, width: int) -> ir.Value | None:
-    """The constant of `width` elements that `add` adds to `product`, if it is that."""
-    if add.op_type != "Add":
-        return None
-    for value in add.inputs:
-        array = constant(value)
-        if value is not None and value is not product and array is not None and array.shape == (width,):
-            return value
-    return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 MICROSOFT = "com.microsoft"
+Vector = NDArray[np.float64]
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -90,6 +92,77 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output():
         return None
     return uses[0].node
+
+
+def float64(node: ir.Node, index: int) -> NDArray[np.float64]:
+    """The constant at input `index` of `node`, in float64.
+
+    Raises:
+        ValueError: It is computed.
+    """
+    array = constant(operand(node, index))
+    if array is None:
+        raise ValueError(f"input {index} of {node.name} is not constant")
+    return array.astype(np.float64)
+
+
+def give_constant(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[Any]) -> None:
+    """Let `node` read the float32 constant `array` at `index`; whoever else read the old one keeps it."""
+    old = operand(node, index)
+    name = str(old.name)
+    if len(list(old.uses())) == 1:
+        del graph.initializers[name]
+    node.replace_input_with(index, add_constant(graph, name, array.astype(np.float32)))
+
+
+def bias_index(add: ir.Node | None, width: int) -> int | None:
+    """Which input of `add` is a constant vector of `width` numbers; None if none is, or it is no Add."""
+    if add is None or add.op_type != "Add":
+        return None
+    for index, value in enumerate(add.inputs):
+        array = constant(value)
+        if array is not None and array.shape == (width,):
+            return index
+    return None
+
+
+def change_bias(graph: ir.Graph, node: ir.Node, width: int, change: Callable[[Vector], Vector]) -> None:
+    """Replace the bias of the linear layer `node`, of `width` numbers, by what `change` makes of it.
+
+    A MatMul's bias is in the Add behind it; Gemm and Conv have one of their own. A layer without a bias gets one if it is
+    not 0.
+    """
+    if node.op_type in ("Gemm", "Conv"):
+        _change_own_bias(graph, node, change(float64(node, 2) if len(node.inputs) > 2 else np.zeros(width)))
+        return
+    add = only_consumer(node.outputs[0])
+    index = bias_index(add, width)
+    if add is not None and index is not None:
+        give_constant(graph, add, index, change(float64(add, index)))
+        return
+    bias = change(np.zeros(width))
+    if not bias.any():
+        return
+    product = node.outputs[0]
+    value = add_constant(graph, f"{node.name}.bias", bias.astype(np.float32))
+    added = make_node("Add", [product, value], name=f"{node.name}/bias", dtype=ir.DataType.FLOAT, shape=product.shape)
+    readers = list(product.uses())
+    graph.insert_after(node, [added])
+    for use in readers:
+        if use.node is not added:
+            use.node.replace_input_with(use.idx, added.outputs[0])
+    for index, output in enumerate(graph.outputs):
+        if output is product:
+            product.name, added.outputs[0].name = added.outputs[0].name, product.name
+            graph.outputs[index] = added.outputs[0]
+
+
+def _change_own_bias(graph: ir.Graph, node: ir.Node, bias: Vector) -> None:
+    if len(node.inputs) > 2:
+        give_constant(graph, node, 2, bias)
+    elif bias.any():
+        node.resize_inputs(3)
+        node.replace_input_with(2, add_constant(graph, f"{node.name}.bias", bias.astype(np.float32)))
 
 
 def module_of(node: ir.Node) -> str:

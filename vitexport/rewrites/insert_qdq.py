@@ -8,7 +8,7 @@ and one pair serves every layer that reads the same activation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from vitexport.rewrites.graph import add_constant, drop_unused_initializers, make_node, operand
+from vitexport.legality import qdq_violations
+from vitexport.rewrites.graph import add_constant, change_bias, constant, drop_unused_initializers, make_node, operand
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,6 +30,8 @@ class QuantizedLinear:
         activation_scale: Positive; with `activation_zero_point` of type uint8 or int8 (0 for TensorRT).
         weight: int8 [in, out].
         weight_scale: float32 [out], positive; weight ≈ weight · weight_scale.
+        layout: How the node holds its weight: ``kn`` [in, out], ``nk`` [out, in] or ``conv`` [out, in, height, width].
+        bias_change: float64 [out] to add to the layer's bias, or None.
     """
 
     node: str
@@ -37,6 +40,30 @@ class QuantizedLinear:
     activation_zero_point: np.uint8 | np.int8
     weight: NDArray[np.int8]
     weight_scale: NDArray[np.float32]
+    layout: str = "kn"
+    bias_change: NDArray[np.float64] | None = None
+
+    @property
+    def axis(self) -> int:
+        """Axis of the output channels in the weight as the node holds it."""
+        return 1 if self.layout == "kn" else 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedInput:
+    """A computed input of a node that gets a pair of its own: of an attention's products, or of a residual Add.
+
+    Attributes:
+        node: Name of the node.
+        index: Which of its inputs.
+        scale: Positive; symmetric int8.
+        group: What is quantized as a whole or not at all.
+    """
+
+    node: str
+    index: int
+    scale: np.float32
+    group: str
 
 
 class InsertQdq(InPlacePass):
@@ -44,11 +71,15 @@ class InsertQdq(InPlacePass):
 
     Args:
         layers: In graph order.
+        inputs: Further inputs that get a pair.
         symmetric: Hold the result against TensorRT's rules. Off only for a graph that judges a CPU variant's numbers.
     """
 
-    def __init__(self, layers: Sequence[QuantizedLinear], *, symmetric: bool = True) -> None:
+    def __init__(
+        self, layers: Sequence[QuantizedLinear], inputs: Sequence[QuantizedInput] = (), *, symmetric: bool = True
+    ) -> None:
         self.layers = layers
+        self.inputs = inputs
         self.symmetric = symmetric
 
     def call(self, model: ir.Model) -> PassResult:
@@ -62,21 +93,28 @@ class InsertQdq(InPlacePass):
                 dequantized[layer.activation] = _activation_pair(graph, operand(node, 0), layer)
             node.replace_input_with(0, dequantized[layer.activation])
             node.replace_input_with(1, _weight(graph, node, layer))
+            if (change := layer.bias_change) is not None:
+                change_bias(graph, node, len(change), change.__add__)
+        self._insert_inputs(graph, nodes)
         drop_unused_initializers(graph)
         return PassResult(model, modified=bool(self.layers))
 
+    def _insert_inputs(self, graph: ir.Graph, nodes: Mapping[str | None, ir.Node]) -> None:
+        """One pair for each tensor and scale: q, k and v of one attention read different tensors."""
+        pairs: dict[tuple[ir.Value, float], ir.Value] = {}
+        for item in self.inputs:
+            node = nodes[item.node]
+            value = operand(node, item.index)
+            key = (value, float(item.scale))
+            if key not in pairs:
+                pairs[key] = _pair(graph, value, item.scale, np.int8(0))
+            node.replace_input_with(item.index, pairs[key])
+
     def ensures(self, model: ir.Model) -> None:
-        """TensorRT's rules hold: symmetric, per tensor for activations, axis 1 for weights of MatMul."""
-        for node in model.graph:
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                continue
-            scale, zero = (value.const_value for value in node.inputs[1:3] if value is not None)
-            if scale is None or zero is None or not bool(np.all(scale.numpy() > 0)):
-                raise PostconditionError(f"{node.name} has no constant positive scale")
-            if self.symmetric and bool(np.any(zero.numpy())):
-                raise PostconditionError(f"{node.name} is not symmetric")
-            if scale.numpy().ndim and node.attributes["axis"].as_int() != 1:
-                raise PostconditionError(f"{node.name} is per channel on an axis that is not the output's")
+        """No rule of `vitexport.legality` that every TensorRT has for Q/DQ is broken."""
+        broken = qdq_violations(model, symmetric=self.symmetric)
+        if broken:
+            raise PostconditionError(str(broken[0]))
 
 
 def _pair_constants(graph: ir.Graph, name: str, scale: Any, zero: Any) -> list[ir.Value]:
@@ -84,14 +122,16 @@ def _pair_constants(graph: ir.Graph, name: str, scale: Any, zero: Any) -> list[i
 
 
 def _activation_pair(graph: ir.Graph, value: ir.Value, layer: QuantizedLinear) -> ir.Value:
-    constants = _pair_constants(
-        graph, f"{value.name}", np.asarray(layer.activation_scale, np.float32), np.asarray(layer.activation_zero_point)
-    )
+    return _pair(graph, value, layer.activation_scale, layer.activation_zero_point)
+
+
+def _pair(graph: ir.Graph, value: ir.Value, scale: np.float32, zero_point: np.uint8 | np.int8) -> ir.Value:
+    constants = _pair_constants(graph, f"{value.name}", np.asarray(scale, np.float32), np.asarray(zero_point))
     quantize = make_node(
         "QuantizeLinear",
         [value, *constants],
         name=f"{value.name}/QuantizeLinear",
-        dtype=ir.DataType.INT8 if layer.activation_zero_point.dtype == np.int8 else ir.DataType.UINT8,
+        dtype=ir.DataType.INT8 if zero_point.dtype == np.int8 else ir.DataType.UINT8,
         shape=value.shape,
     )
     dequantize = make_node(
@@ -110,17 +150,21 @@ def _activation_pair(graph: ir.Graph, value: ir.Value, layer: QuantizedLinear) -
 
 
 def _weight(graph: ir.Graph, node: ir.Node, layer: QuantizedLinear) -> ir.Value:
-    name = f"{operand(node, 1).name}"
-    int8 = add_constant(graph, f"{name}.int8", layer.weight)
+    old = operand(node, 1)
+    name = f"{old.name}"
+    held = np.ascontiguousarray(layer.weight if layer.layout == "kn" else layer.weight.T)
+    if layer.layout == "conv" and (array := constant(old)) is not None:
+        held = held.reshape(array.shape)
+    int8 = add_constant(graph, f"{name}.int8", held)
     constants = _pair_constants(graph, name, layer.weight_scale, np.zeros(layer.weight_scale.shape, np.int8))
     dequantize = make_node(
         "DequantizeLinear",
         [int8, *constants],
         name=f"{node.name}.weight/DequantizeLinear",
         dtype=ir.DataType.FLOAT,
-        shape=ir.Shape(layer.weight.shape),
+        shape=ir.Shape(held.shape),
         # Absent, the axis is 1 for ONNX and 0 for TensorRT's parser; always written.
-        attributes=[ir.AttrInt64("axis", 1)],
+        attributes=[ir.AttrInt64("axis", layer.axis)],
     )
     graph.insert_before(node, [dequantize])
     return dequantize.outputs[0]

@@ -1,0 +1,366 @@
+"""A float `OnnxModel`, calibration images and settings enter; the integers of every layer, and how sensitive it is, leave.
+
+observe → find and choose folds → fold them into a float graph of the same function → ranges → rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from vitexport.artifacts import OUTPUT_NAME, OnnxModel, Progress
+from vitexport.datasets import ImageSet
+from vitexport.errors import InputError, ToolchainError, UsageError
+from vitexport.preprocess import PreprocessSpec, normalize
+from vitexport.quantize.degrade import degraded
+from vitexport.quantize.equalize import Equalization, equalize, equalized_moments, equalized_rows
+from vitexport.quantize.fold import Fold, find_folds
+from vitexport.quantize.observe import ROWS, Activation, Batch, Tensor, observe
+from vitexport.quantize.place import Point, Site, attention_points, find_sites, residual_points
+from vitexport.quantize.ranges import Range, Values, choose_range
+from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
+from vitexport.quantize.settings import QuantSettings
+from vitexport.rewrites import apply, load, save
+from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
+from vitexport.rewrites.insert_qdq import QuantizedInput, QuantizedLinear
+from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
+from vitexport.targets import CpuArithmetic
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+FOLDED_NAME = "model.folded.onnx"
+# Degraded copies make up half of what the ranges see, from at most this many images: their passes are the cost.
+DEGRADED_IMAGES = 128
+# Of the error of weights rounded to nearest, what compensated rounding leaves at the layers' outputs: 54 dB became 58 dB on
+# the sample.
+GPTQ_SHARE = 0.4
+# The folded graph may differ from the float one by this share of the largest logit.
+FOLD_LIMIT = 1e-5
+# A skip operand is quantized under placement C only if rounding it leaves this much: a real ViT's residual stream with a few
+# channels at 1000 leaves less, and a ViT-B fell to 5 % top-1 with it (onnxsim#1742).
+RESIDUAL_SQNR_DB = 40.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibrated:
+    """Everything that calibration decided; `vitexport.quantize.write` puts it into a graph.
+
+    Attributes:
+        folded: The float graph that the integers belong to: the same function with other channels.
+        layers: In graph order.
+        inputs: Further quantized inputs, of placements B and C.
+        modules: timm module by node.
+        groups: Block or Add by node of `inputs`.
+        ranges: Activation range by module, as the layer reads it.
+        strengths: Equalization strength by module.
+        layer_db: SQNR of each layer's own output on calibration rows, by module: the cheap measure of its sensitivity.
+    """
+
+    folded: Path
+    layers: tuple[QuantizedLinear, ...]
+    inputs: tuple[QuantizedInput, ...]
+    modules: Mapping[str, str]
+    ranges: Mapping[str, Range]
+    strengths: Mapping[str, float]
+    layer_db: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """What calibration works on.
+
+    Attributes:
+        model: The float model.
+        images: From where the model will work.
+        spec: The model's preprocessing.
+        cpu: Arithmetic of a CPU target; None for TensorRT.
+        settings: How.
+        progress: Told after each chunk.
+    """
+
+    model: OnnxModel
+    images: ImageSet
+    spec: PreprocessSpec
+    cpu: CpuArithmetic | None
+    settings: QuantSettings
+    progress: Progress
+
+    @property
+    def weight_bits(self) -> int:
+        """8, or 7 for a CPU whose 16-bit sums would saturate."""
+        return 8 if self.cpu is None else self.cpu.weight_bits
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Group:
+    """The layers that read one tensor of the folded graph, what was seen of it, and its quantizer."""
+
+    sites: tuple[Site, ...]
+    activation: Activation
+    equalization: Equalization
+    limits: Range
+    quantizer: Quantizer
+
+
+def calibrate(work: Calibration, folder: Path) -> Calibrated:
+    """Observe, fold, choose ranges and round.
+
+    Raises:
+        InputError: Nothing to quantize, or NaN on a calibration image.
+        UsageError: The settings do not go with the target.
+        ToolchainError: ONNX Runtime or a rewrite fails.
+    """
+    _check_placement(work)
+    graph = load(work.model.path)
+    sites = find_sites(graph.graph, work.settings)
+    if not sites:
+        raise InputError(_nothing(work.settings))
+    with threadpool_limits(1):
+        activations = _observe(work, work.model.path, [_tensor(site) for site in sites])
+        folds = find_folds(work.model.path, sites, _first_images(work)) if work.settings.equalize else ()
+        share = 1.0 if work.settings.rounding == "nearest" else GPTQ_SHARE
+        chosen = _each(lambda fold: equalize(fold, activations[fold.sites[0].activation], work.cpu, share), folds)
+        folded = _fold(work, folder, folds, chosen)
+        groups = _groups(work, folded, sites, activations, dict(zip(folds, chosen, strict=True)))
+        results = _each(lambda pair: _round(work, *pair), [(group, site) for group in groups for site in group.sites])
+    order = {site.node: index for index, site in enumerate(sites)}
+    results.sort(key=lambda result: order[result[0].node])
+    modules = {site.node: site.module for site in sites}
+    return Calibrated(
+        folded=folded,
+        layers=tuple(layer for layer, _ in results),
+        inputs=_inputs(work, folded),
+        modules=modules,
+        ranges={site.module: group.limits for group in groups for site in group.sites},
+        strengths={site.module: group.equalization.strength for group in groups for site in group.sites},
+        layer_db={modules[layer.node]: decibels for layer, decibels in results},
+    )
+
+
+def _check_placement(work: Calibration) -> None:
+    placement = work.settings.placement
+    if work.cpu is not None and (placement.base != "A" or placement.patch):
+        raise UsageError(
+            f"Placement {placement} is TensorRT's; a CPU computes the linear layers in integers: give --placement A or "
+            "A+head."
+        )
+
+
+def _nothing(settings: QuantSettings) -> str:
+    if settings.include or settings.exclude:
+        return "--include and --exclude leave no linear layer to quantize; `vitexport inspect` of a bundle lists the layers."
+    return "The model has no linear layer with a constant weight; there is nothing to quantize."
+
+
+def _each(step: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`step` of every item, side by side; NumPy's work runs outside of Python's lock."""
+    with ThreadPoolExecutor(available_threads()) as pool:
+        return list(pool.map(step, items))
+
+
+def _tensor(site: Site) -> Tensor:
+    return Tensor(name=site.activation, per_channel=site.per_channel)
+
+
+def _observe(work: Calibration, path: Path, tensors: Sequence[Tensor]) -> Mapping[str, Activation]:
+    unique = list({tensor.name: tensor for tensor in tensors}.values())
+    outputs = [*(tensor.name for tensor in unique), OUTPUT_NAME]
+    backend = OnnxRuntimeBackend(with_outputs(path, outputs), outputs=outputs, threads=1)
+    count = len(work.images.files)
+    return observe(backend, unique, _batches(work), count + _copies(count), work.progress)
+
+
+def with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
+    """The model at `path`, serialized, with `tensors` as its outputs."""
+    model = load(path)
+    values = {value.name: value for value in model.graph.inputs}
+    values |= {output.name: output for node in model.graph for output in node.outputs}
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(values[name] for name in dict.fromkeys(tensors))
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
+
+
+def _batches(work: Calibration) -> Iterator[Batch]:
+    """All images as they are, then degraded copies of some, spread evenly."""
+    count, size = len(work.images.files), work.model.batch.minimum
+    worse = _copies(count)
+    for numbers, spoil in ((range(count), False), ([index * count // worse for index in range(worse)], True)):
+        rows = -(-ROWS // (2 * len(numbers)))
+        for start in range(0, len(numbers), size):
+            # A graph of one batch size takes no smaller one; the last batch is filled up from the beginning.
+            batch = [numbers[index % len(numbers)] for index in range(start, start + size)]
+            pixels = work.images.pixels(work.spec, batch)
+            if spoil:
+                # Counted by copies, not by images: those are spread evenly, and would all get the same kind.
+                pixels = np.stack([degraded(picture, start + place) for place, picture in enumerate(pixels)])
+            yield Batch(images=normalize(pixels, work.spec), first=start, rows=rows)
+
+
+def _copies(count: int) -> int:
+    """How many of `count` images are also seen degraded: half, and no more than `DEGRADED_IMAGES`."""
+    return min(max(count // 2, 1), DEGRADED_IMAGES)
+
+
+def _first_images(work: Calibration) -> NDArray[np.float32]:
+    count = len(work.images.files)
+    pixels = work.images.pixels(work.spec, [index % count for index in range(work.model.batch.minimum)])
+    return normalize(pixels, work.spec)
+
+
+def _fold(work: Calibration, folder: Path, folds: Sequence[Fold], chosen: Sequence[Equalization]) -> Path:
+    """Write the folded graph, and hold its function against the float graph's."""
+    path = folder / FOLDED_NAME
+    graph = load(work.model.path)
+    apply(
+        graph,
+        FoldChannels(
+            [
+                ChannelFold(
+                    kind=fold.kind,
+                    producer=fold.producer,
+                    columns=fold.columns,
+                    layers=tuple(site.node for site in fold.sites),
+                    scale=equalization.scale,
+                    shift=equalization.shift,
+                )
+                for fold, equalization in zip(folds, chosen, strict=True)
+            ]
+        ),
+    )
+    save(graph, path)
+    images = _first_images(work)
+    before, after = (OnnxRuntimeBackend(file, threads=1).run(images) for file in (work.model.path, path))
+    error = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
+    if not error <= FOLD_LIMIT:
+        raise ToolchainError(
+            f"Equalization changed the float model: logits differ by {error:.1e} of the largest, and {FOLD_LIMIT:.0e} is "
+            "the limit. Build with --no-equalize, and please report the model's name."
+        )
+    return path
+
+
+def _groups(
+    work: Calibration,
+    folded: Path,
+    sites: Sequence[Site],
+    activations: Mapping[str, Activation],
+    chosen: Mapping[Fold, Equalization],
+) -> list[_Group]:
+    """The layers of the folded graph by the tensor that they read, each with its quantizer."""
+    equalizations = {site.node: equalization for fold, equalization in chosen.items() for site in fold.sites}
+    original = {site.node: site.activation for site in sites}
+    members: dict[str, list[Site]] = {}
+    for site in find_sites(load(folded).graph, work.settings):
+        members.setdefault(site.activation, []).append(site)
+    pairs = []
+    for group in members.values():
+        activation = activations[original[group[0].node]]
+        channels = len(activation.histogram.limit)
+        plain = Equalization(scale=np.ones(channels), shift=np.zeros(channels), strength=0.0)
+        pairs.append((tuple(group), activation, equalizations.get(group[0].node, plain)))
+    return _each(lambda parts: _group(work, *parts), pairs)
+
+
+def _group(work: Calibration, sites: tuple[Site, ...], activation: Activation, equalization: Equalization) -> _Group:
+    values = Values.of(activation.histogram, equalization.scale, equalization.shift)
+    rows = equalized_rows(activation, equalization)
+
+    def error(limits: Range) -> float:
+        noise = Quantizer.covering(*limits, work.cpu)(rows) - rows
+        return float(sum(np.square(noise @ site.weight).mean() for site in sites if site.per_channel))
+
+    limits = choose_range(values, work.settings.observer, symmetric=work.cpu is None, error=error)
+    quantizer = Quantizer.covering(*limits, work.cpu)
+    return _Group(sites=sites, activation=activation, equalization=equalization, limits=limits, quantizer=quantizer)
+
+
+def _round(work: Calibration, group: _Group, site: Site) -> tuple[QuantizedLinear, float]:
+    """The integers of one layer, and the SQNR of its own output in dB."""
+    bits = work.weight_bits
+    if work.settings.rounding == "nearest" or not site.per_channel:
+        levels, scale = quantize_weight(site.weight, bits)
+    else:
+        moments = equalized_moments(group.activation, group.equalization, float(group.quantizer.scale))
+        levels, scale = quantize_weight_gptq(site.weight, moments, bits)
+    bias_change, decibels = _judge(group, site, levels, scale)
+    layer = QuantizedLinear(
+        node=site.node,
+        activation=site.activation,
+        activation_scale=group.quantizer.scale,
+        activation_zero_point=group.quantizer.zero_point,
+        weight=levels,
+        weight_scale=scale,
+        layout=site.layout,
+        bias_change=bias_change,
+    )
+    return layer, decibels
+
+
+def _judge(
+    group: _Group, site: Site, levels: NDArray[np.int8], scale: NDArray[np.float32]
+) -> tuple[NDArray[np.float64] | None, float]:
+    """The change of the layer's bias, where one measures better, and the SQNR of the layer's output with it.
+
+    The mean error on every other kept row is taken off if that makes the error on the rest smaller.
+    """
+    if not site.per_channel:
+        weight_noise = np.square(levels * scale - site.weight).sum() / np.square(site.weight).sum()
+        return None, float(-10 * np.log10(max(weight_noise, 1e-30)))
+    rows = equalized_rows(group.activation, group.equalization)
+    wanted = rows @ site.weight
+    noise = group.quantizer(rows) @ (levels * scale) - wanted
+    mean = noise[::2].mean(axis=0)
+    better = np.square(noise[1::2] - mean).sum() < np.square(noise[1::2]).sum()
+    if better:
+        noise = noise - mean
+    share = float(np.square(noise).sum() / max(float(np.square(wanted).sum()), 1e-30))
+    return -mean.astype(np.float64) if better else None, float(-10 * np.log10(max(share, 1e-30)))
+
+
+def _inputs(work: Calibration, folded: Path) -> tuple[QuantizedInput, ...]:
+    """The further tensors of placements B and C, observed in a second pass over the folded graph."""
+    graph = load(folded).graph
+    base = work.settings.placement.base
+    points: tuple[Point, ...] = ()
+    if base == "B":
+        points = attention_points(graph, work.settings)
+    elif base == "C":
+        points = residual_points(graph, work.settings)
+    if base != "A" and not points:
+        raise UsageError(f"Placement {base} finds nothing to quantize in this model beyond A; use --placement A.")
+    if not points:
+        return ()
+    with threadpool_limits(1):
+        seen = _observe(work, folded, [Tensor(name=point.tensor, per_channel=False) for point in points])
+    inputs = [_input(work, point, seen[point.tensor]) for point in points]
+    return tuple(item for item in inputs if item is not None)
+
+
+def _input(work: Calibration, point: Point, activation: Activation) -> QuantizedInput | None:
+    """The pair of one tensor; None for a skip operand that loses too much by it."""
+
+    def error(limits: Range) -> float:
+        return _noise(limits, activation)
+
+    values = Values.of(activation.histogram, np.ones(1), np.zeros(1))
+    limits = choose_range(values, work.settings.observer, symmetric=True, error=error)
+    share = error(limits) / max(float(np.square(activation.rows).mean()), 1e-30)
+    if work.settings.placement.base == "C" and -10 * np.log10(max(share, 1e-30)) < RESIDUAL_SQNR_DB:
+        return None
+    scale = Quantizer.covering(*limits, None).scale
+    return QuantizedInput(node=point.node, index=point.index, scale=scale, group=point.group)
+
+
+def _noise(limits: Range, activation: Activation) -> float:
+    rows = activation.rows
+    return float(np.square(Quantizer.covering(*limits, None)(rows) - rows).mean())
