@@ -25,7 +25,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,15 +54,9 @@ VALIDATION_IMAGES = 400
 REQUIRED_ACCURACY = 0.97
 LIBRARIES = ("torch", "torchvision", "timm", "scikit-learn", "numpy", "Pillow", "safetensors")
 
-MODEL_NAME = "vit_tiny_patch16_224"
-MODEL_KWARGS: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": 4,
-    "embed_dim": 128,
-    "depth": 3,
-    "num_heads": 4,
-    "num_classes": 10,
-}
+CLASSES = 10
+# Matrices that are no weights of a layer, by the last part of their name.
+UNDECAYED = frozenset({"pos_embed", "cls_token", "dist_token", "relative_position_bias_table"})
 PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 32, 32],
     "mean": [0.5, 0.5, 0.5],
@@ -70,6 +64,26 @@ PREPROCESSING: dict[str, Any] = {
     "crop_pct": 1.0,
     "interpolation": "bicubic",
 }
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is trained.
+
+    Attributes:
+        name: As timm knows it.
+        kwargs: Arguments of `timm.create_model`, without the number of classes.
+        classifier: Name of the last layer.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any]
+    classifier: str = "head"
+
+
+SAMPLE = Architecture(
+    "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 3, "num_heads": 4}
+)
 
 
 @dataclass(frozen=True)
@@ -214,6 +228,11 @@ def write_pngs(folder: Path, indices: Indices, images: NDArray[np.uint8], labels
         replace_file(path, buffer.getvalue())
 
 
+def picture(image: NDArray[np.uint8]) -> Image.Image:
+    """A grey array as an RGB image."""
+    return Image.fromarray(image).convert("RGB")
+
+
 def read_pngs(folder: Path) -> tuple[list[Image.Image], Tensor]:
     """Every PNG under class folders as an RGB image, and the classes that the folders name."""
     paths = sorted(folder.glob("*/*.png"))
@@ -287,7 +306,7 @@ def optimizer_and_schedule(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW that decays weight matrices only; a linear warm-up, then half a cosine down to zero."""
     named = list(model.named_parameters())
-    free = {name for name, p in named if p.ndim <= 1 or name in ("pos_embed", "cls_token")}
+    free = {name for name, p in named if p.ndim <= 1 or name.rpartition(".")[2] in UNDECAYED}
     decayed, exempt = [p for name, p in named if name not in free], [p for name, p in named if name in free]
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
@@ -304,16 +323,17 @@ def optimizer_and_schedule(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train(inputs: Tensor, labels: Tensor, recipe: Recipe) -> nn.Module:
+def train(inputs: Tensor, labels: Tensor, recipe: Recipe, architecture: Architecture) -> nn.Module:
     """A model trained on the preprocessed training images; the last step's weights are the result."""
     torch.manual_seed(SEED)
     generator = torch.Generator().manual_seed(SEED)
     model: nn.Module = timm.create_model(
-        MODEL_NAME,
+        architecture.name,
         pretrained=False,
         drop_rate=recipe.head_dropout,
         drop_path_rate=recipe.drop_path,
-        **MODEL_KWARGS,
+        num_classes=CLASSES,
+        **architecture.kwargs,
     )
     optimizer, schedule = optimizer_and_schedule(model, recipe, math.ceil(len(inputs) / recipe.batch))
     loss_function = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -332,19 +352,19 @@ def train(inputs: Tensor, labels: Tensor, recipe: Recipe) -> nn.Module:
     return model
 
 
-def configuration() -> bytes:
+def configuration(architecture: Architecture) -> bytes:
     """What timm reads from a ``local-dir:`` folder: architecture, its arguments, preprocessing and labels."""
     content = {
-        "architecture": MODEL_NAME,
-        "num_classes": MODEL_KWARGS["num_classes"],
-        "model_args": {key: value for key, value in MODEL_KWARGS.items() if key != "num_classes"},
-        "label_names": [str(digit) for digit in range(10)],
+        "architecture": architecture.name,
+        "num_classes": CLASSES,
+        "model_args": dict(architecture.kwargs),
+        "label_names": [str(digit) for digit in range(CLASSES)],
         "pretrained_cfg": {
             **PREPROCESSING,
             "crop_mode": "center",
             "fixed_input_size": True,
             "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "classifier": architecture.classifier,
         },
     }
     return (json.dumps(content, indent=2) + "\n").encode()
@@ -377,22 +397,28 @@ def make_sample(layout: Layout, recipe: Recipe, threads: int) -> None:
     write_pngs(layout.validation, split.validation, images, labels)
     counts = f"{len(split.calibration)} calibration and {len(split.validation)} validation"
     print(f"wrote {counts} images", flush=True)
-    pictures = [Image.fromarray(images[i]).convert("RGB") for i in split.training]
+    pictures = [picture(images[i]) for i in split.training]
     started = time.perf_counter()
-    model = train(preprocess(pictures, PREPROCESSING), torch.from_numpy(labels[split.training]), recipe)
+    model = train(preprocess(pictures, PREPROCESSING), torch.from_numpy(labels[split.training]), recipe, SAMPLE)
     print(f"trained on {len(pictures)} images in {time.perf_counter() - started:.0f} s")
     held_out, held_out_labels = read_pngs(layout.validation)
     score = measure(model, preprocess(held_out, PREPROCESSING), held_out_labels)
     print(f"held-out top-1: {score}")
     if score.accuracy < REQUIRED_ACCURACY:
         raise click.ClickException(f"that is below {REQUIRED_ACCURACY:.0%}; the checkpoint was not written.")
-    # One metadata entry only: safetensors does not fix the order of several.
-    weights = save({key: value.contiguous() for key, value in model.state_dict().items()}, {"format": "pt"})
+    weights = checkpoint(model)
     digest = hashlib.sha256(weights).hexdigest()
     replace_file(layout.weights, weights)
-    replace_file(layout.config, configuration())
+    replace_file(layout.config, configuration(SAMPLE))
     replace_file(layout.training, describe(split, score, recipe, threads, digest))
     print(f"wrote {layout.weights.name}: {len(weights)} bytes, sha256 {digest}")
+
+
+def checkpoint(model: nn.Module) -> bytes:
+    """The weights as a safetensors file."""
+    # One metadata entry only: safetensors does not fix the order of several.
+    weights: bytes = save({key: value.contiguous() for key, value in model.state_dict().items()}, {"format": "pt"})
+    return weights
 
 
 def check_sample(layout: Layout) -> Score:

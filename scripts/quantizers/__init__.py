@@ -1,0 +1,1 @@
+"""The parts of ``scripts/benchmark_quantizers``: models, images, tools, judgement and table, one a file."""
