@@ -28,8 +28,9 @@ Vector = NDArray[np.float64]
 CHANNEL_PERCENTILE = 99.95
 # Strength 1 gives every channel the same range; 0 leaves all as they are; SmoothQuant's own choice is 0.5.
 STRENGTHS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
-# Channels this much smaller than the largest are not made any larger: there is nothing but rounding noise in them.
-SMALLEST_SHARE = 2.0**-10
+# Channels smaller than this share of the largest are not made any larger: real ones are up to some thousand times apart,
+# and beyond that the folded γ would come near the end of float16.
+SMALLEST_SHARE = 2.0**-14
 # Below this share of the range on one side of 0, a symmetric quantizer wastes enough levels for a Sub to pay.
 ONE_SIDED = 0.5
 
