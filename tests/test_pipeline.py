@@ -16,7 +16,8 @@ from vitexport.artifacts import BatchRange, OnnxModel, Precision, silent
 from vitexport.bundle import open_bundle
 from vitexport.errors import UsageError, VitexportError
 from vitexport.pipeline import BuildRequest, plan, run
-from vitexport.pipeline.build import _Candidate, _choose
+from vitexport.pipeline.build import _choose
+from vitexport.pipeline.candidates import Candidate
 from vitexport.report import Check, Status
 from vitexport.runtime import load
 from vitexport.targets import machine_cpu, misfit, resolve
@@ -135,10 +136,10 @@ def test_float16_is_judged_as_float16_however_it_is_typed(target: str, jetpack: 
     assert operators.count("Cast") <= 2
 
 
-def candidate(precision: Precision, status: Status) -> _Candidate:
+def candidate(precision: Precision, status: Status) -> Candidate:
     check = Check(name="agreement", status=status, message="")
     graph = OnnxModel(path=Path("model.onnx"), sha256="", size=1, opset=20, batch=BatchRange.parse("1"), precision=precision)
-    return _Candidate(onnx=graph, recipe=None, numerics=Numerics(checks=(check,), figures={}), golden={})
+    return Candidate(onnx=graph, recipe=None, numerics=Numerics(checks=(check,), figures={}), golden={})
 
 
 @pytest.mark.parametrize("target", ["b300", "l4"])

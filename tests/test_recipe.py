@@ -10,10 +10,12 @@ import pytest
 from conftest import Built, sample_request
 
 from vitexport.artifacts import file_sha256, silent
+from vitexport.bundle import Bundle
 from vitexport.errors import InputError, UsageError
 from vitexport.pipeline import plan, run
 from vitexport.pipeline.recipe import read_recipe
 from vitexport.quantize.settings import Observer, Placement, QuantSettings
+from vitexport.report import Report
 from vitexport.validate.numerics import Budget
 
 
@@ -72,17 +74,16 @@ def test_what_is_no_recipe_is_a_message(tmp_path: Path, content: str) -> None:
         read_recipe(file)
 
 
+def clipped(out: Path, *, percentile: float, min_agreement: float, include: tuple[str, ...] = ()) -> tuple[Bundle, Report]:
+    """A build whose ranges cut off much of what was seen."""
+    settings = QuantSettings(observer=Observer(kind="percentile", percentile=percentile), include=include)
+    budget = Budget(max_drop=1.0, min_agreement=min_agreement)
+    return run(sample_request(out, quantization=settings, calibration_size=16, data=None, budget=budget), silent)
+
+
 def test_layers_go_back_to_float_until_the_budget_is_met(tmp_path: Path) -> None:
     """At a percentile that clips a fifth of everything INT8 is far off, and some layers must go back."""
-    settings = QuantSettings(observer=Observer(kind="percentile", percentile=80.0))
-    request = sample_request(
-        tmp_path / "b",
-        quantization=settings,
-        calibration_size=16,
-        data=None,
-        budget=Budget(max_drop=1.0, min_agreement=98.0),
-    )
-    bundle, report = run(request, silent)
+    bundle, report = clipped(tmp_path / "b", percentile=80.0, min_agreement=98.0)
     recipe = bundle.manifest.recipe or {}
     assert recipe["stay_float"]
     assert len(recipe["stay_float"]) + len(recipe["layers"]) == 12
@@ -93,15 +94,7 @@ def test_layers_go_back_to_float_until_the_budget_is_met(tmp_path: Path) -> None
 
 
 def test_float_ships_with_a_failed_check_where_nothing_meets_the_budget(tmp_path: Path) -> None:
-    settings = QuantSettings(observer=Observer(kind="percentile", percentile=51.0), include=("blocks.0.mlp.fc2",))
-    request = sample_request(
-        tmp_path / "b",
-        quantization=settings,
-        calibration_size=16,
-        data=None,
-        budget=Budget(max_drop=1.0, min_agreement=100.0),
-    )
-    bundle, report = run(request, silent)
+    bundle, report = clipped(tmp_path / "b", percentile=51.0, min_agreement=100.0, include=("blocks.0.mlp.fc2",))
     assert bundle.manifest.precision == "fp32"
     assert bundle.manifest.recipe is None
     failed = [check for check in report.checks if check.status == "failed"]

@@ -17,9 +17,10 @@ from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, BatchRange, OnnxModel, 
 from vitexport.errors import InputError, UsageError
 from vitexport.legality import qdq_violations
 from vitexport.preprocess import normalize
-from vitexport.quantize import Observer, Placement, QuantSettings, quantize, with_outputs
+from vitexport.quantize import Observer, Placement, QuantSettings, quantize
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.fold import find_folds
+from vitexport.quantize.observe import with_outputs
 from vitexport.quantize.place import linear_sites
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
@@ -173,7 +174,7 @@ def test_ranges_are_those_of_the_images_and_of_their_degraded_copies(observer: s
     name, spec, images = "blocks.1.mlp.act/Gelu", live("sample")[1].preprocess, digits(IMAGES)
     settings = QuantSettings(equalize=False, observer=Observer.parse(observer))
     result = quantized(tmp_path, "sample", settings=settings)
-    session = OnnxRuntimeBackend(with_outputs(placed(tmp_path, model="sample").path, [name]), outputs=[name])
+    session = OnnxRuntimeBackend(with_outputs(load(placed(tmp_path, model="sample").path), [name]), outputs=[name])
     clean = images.pixels(spec, list(range(IMAGES)))
     worse = np.stack([degraded(clean[2 * number], number) for number in range(IMAGES // 2)])
     seen = np.concatenate([session.tensors(normalize(pixels, spec))[0] for pixels in (clean, worse)])

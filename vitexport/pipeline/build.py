@@ -9,84 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitexport import bundle as bundles
-from vitexport.artifacts import Engine, OnnxModel, Precision, Progress, QuantizedModel, QuantRecipe
+from vitexport.artifacts import Engine, OnnxModel, Progress, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
-from vitexport.datasets import ImageSet
-from vitexport.engine import lowered_layernorm, make_engine
-from vitexport.errors import DeviceError, InputError, MissingDependencyError
-from vitexport.export import FILE_NAME as EXPORT_NAME
+from vitexport.engine import make_engine
+from vitexport.errors import DeviceError, MissingDependencyError
 from vitexport.export import export_onnx
-from vitexport.legality import refuse
 from vitexport.machine import Stopwatch, describe_machine, library_versions
-from vitexport.pipeline.prepare import Prepared, prepare
+from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
+from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
+from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over
 from vitexport.preprocess import normalize
-from vitexport.quantize import Calibrated, Calibration, calibrate, write
-from vitexport.quantize.calibrate import RESIDUAL_SQNR_DB
-from vitexport.quantize.fallback import fewest_float, most_sensitive_first
+from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
-from vitexport.rewrites import apply, load, save
-from vitexport.rewrites.cpu_fusions import cpu_fusions
-from vitexport.rewrites.emulate_float16 import EmulateFloat16
-from vitexport.rewrites.float16 import Float16
-from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
+from vitexport.runtime.backends import EngineFacts, open_engine, open_onnx
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
-from vitexport.targets import machine_cpu, misfit
 from vitexport.validate.latency import Runner, Timing, measure
-from vitexport.validate.numerics import Numerics, compare, golden, parity
+from vitexport.validate.numerics import golden, parity
 from vitexport.validate.probes import probe_pixels
 from vitexport.validate.reference import description, reference_logits, reference_runner
 
 LATENCY_SECONDS = 6.0
-EVALUATION_BATCH = 8
 WIDEST_FIRST = ("fp32", "fp16", "int8")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Reference:
-    """The images that the result is judged on, and PyTorch's logits for them.
-
-    Attributes:
-        images: None where the golden inputs, made from the package's photographs, are all there is.
-        logits: float32 [n, classes].
-        labels: int64 [n], or None.
-        about: What the images are, for messages.
-        golden_pixels: uint8 [m, height, width, 3].
-        golden_logits: float32 [m, classes].
-    """
-
-    images: ImageSet | None
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64] | None
-    about: str
-    golden_pixels: NDArray[np.uint8]
-    golden_logits: NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Work:
-    """What every stage of one build needs."""
-
-    request: BuildRequest
-    prepared: Prepared
-    folder: Path
-    watch: Stopwatch
-    progress: Progress
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Candidate:
-    """One precision, built and judged."""
-
-    onnx: OnnxModel
-    recipe: QuantRecipe | None
-    numerics: Numerics
-    golden: dict[str, Any]
-    notes: tuple[str, ...] = ()
 
 
 def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
@@ -100,17 +47,17 @@ def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
     with watch.stage("source"):
         prepared = prepare(request)
     with bundles.staging(prepared.out, force=request.force) as folder:
-        work = _Work(request=request, prepared=prepared, folder=folder, watch=watch, progress=progress)
+        work = Work(request=request, prepared=prepared, folder=folder, watch=watch, progress=progress)
         report = _build(work)
     return bundles.open_bundle(prepared.out), report
 
 
-def _build(work: _Work) -> Report:
+def _build(work: Work) -> Report:
     target = work.prepared.target
     exported = _export(work)
     reference = _reference(work)
     checks = [_parity(work, exported, reference)]
-    candidates = [_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
+    candidates = [make_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
     candidates += _instead(work, candidates, exported, reference)
     timing = _time_cpu(work, exported, candidates, reference)
     chosen, notes = _choose(work, candidates, timing)
@@ -140,7 +87,7 @@ def _build(work: _Work) -> Report:
     return report
 
 
-def _export(work: _Work) -> OnnxModel:
+def _export(work: Work) -> OnnxModel:
     work.progress("exporting to ONNX")
     target = work.prepared.target
     with work.watch.stage("export"):
@@ -154,7 +101,7 @@ def _export(work: _Work) -> OnnxModel:
         )
 
 
-def _engine(work: _Work, shipped: OnnxModel) -> Engine:
+def _engine(work: Work, shipped: OnnxModel) -> Engine:
     target = work.prepared.target
     work.progress(f"compiling the engine for {target.name}" if target.engine_here else "writing the engine's recipe")
     with work.watch.stage("engine"):
@@ -168,7 +115,7 @@ _CPU_NUMERICS = (
 )
 
 
-def _reference(work: _Work) -> _Reference:
+def _reference(work: Work) -> Reference:
     """Choose the images to judge on, and run PyTorch on them."""
     work.progress("running PyTorch")
     prepared = work.prepared
@@ -179,9 +126,9 @@ def _reference(work: _Work) -> _Reference:
         images = prepared.evaluation
         logits, labels = golden_logits, None
         if images is not None:
-            logits = _over(images, work, "running PyTorch", lambda batch: reference_logits(prepared.model, batch))
+            logits = over(images, work, "running PyTorch", lambda batch: reference_logits(prepared.model, batch))
             labels = images.labels
-    return _Reference(
+    return Reference(
         images=images,
         logits=logits,
         labels=labels,
@@ -191,17 +138,7 @@ def _reference(work: _Work) -> _Reference:
     )
 
 
-def _over(images: ImageSet, work: _Work, what: str, run: Runner) -> NDArray[np.float32]:
-    """`run` over all of `images`, batch by batch, with progress."""
-    parts, done = [], 0
-    for batch in images.batches(work.prepared.source.preprocess, EVALUATION_BATCH):
-        parts.append(run(batch))
-        done += len(batch)
-        work.progress(what, done, len(images.files))
-    return np.concatenate(parts)
-
-
-def _parity(work: _Work, exported: OnnxModel, reference: _Reference) -> Check:
+def _parity(work: Work, exported: OnnxModel, reference: Reference) -> Check:
     """The float ONNX against PyTorch at batch 1, 2 and the largest, as far as the graph takes them."""
     batch = work.request.batch
     sizes = sorted({size for size in (1, 2, batch.minimum, batch.maximum) if batch.minimum <= size <= batch.maximum})
@@ -209,112 +146,21 @@ def _parity(work: _Work, exported: OnnxModel, reference: _Reference) -> Check:
     with work.watch.stage("export check"):
         backend = open_onnx(exported.path)
         for size in sizes:
-            images = _golden_batch(work, reference, size)
+            images = golden_batch(work, reference, size)
             wanted.append(reference_logits(work.prepared.model, images))
             seen.append(backend.run(images))
     return parity(wanted, seen)
 
 
-def _golden_batch(work: _Work, reference: _Reference, size: int) -> NDArray[np.float32]:
-    """The first `size` golden inputs, from the start again where they are fewer: float32 [size, 3, height, width]."""
-    pixels = np.resize(reference.golden_pixels, (size, *reference.golden_pixels.shape[1:]))
-    return normalize(pixels, work.prepared.source.preprocess)
-
-
-def _candidate(work: _Work, precision: Precision, exported: OnnxModel, reference: _Reference) -> _Candidate:
-    """Build one precision and hold it against PyTorch; INT8 within the budget if any set of its layers is."""
-    if precision == "int8":
-        return _int8_candidate(work, exported, reference)
-    model = _cpu_float(work, exported) if work.prepared.target.kind == "cpu" else exported
-    return _judge(work, model, None, precision, reference)
-
-
-def _int8_candidate(work: _Work, exported: OnnxModel, reference: _Reference) -> _Candidate:
-    """Every layer that was asked for; where that misses the budget, the fewest go back to float."""
-    calibration, calibrated = _calibrate(work, exported)
-    ranking = most_sensitive_first(calibrated.layer_db)
-    tried: dict[frozenset[str], _Candidate] = {}
-
-    def build(stay_float: frozenset[str]) -> _Candidate:
-        if tried and next(reversed(tried)) == stay_float:
-            return tried[stay_float]
-        with work.watch.stage("quantize"):
-            quantized = write(calibration, calibrated, work.folder, stay_float=stay_float, exact_twin=_is_foreign(work))
-        tried.pop(stay_float, None)
-        tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference)
-        return tried[stay_float]
-
-    def accept(stay_float: frozenset[str]) -> bool:
-        return (tried.get(stay_float) or build(stay_float)).numerics.within_budget
-
-    replay = work.prepared.replay
-    if replay is not None:
-        return build(replay.stay_float & set(ranking))
-    restored = fewest_float(ranking, accept)
-    # Each trial replaces the file of the one before; the one that is kept need not be the last.
-    candidate = build(restored if restored is not None else frozenset())
-    notes = _placement_notes(work, calibrated)
-    if not restored:
-        return dataclasses.replace(candidate, notes=notes)
-    names = ", ".join(f"{name} ({calibrated.layer_db[name]:.1f} dB)" for name in ranking if name in restored)
-    note = (
-        f"{len(restored)} of {len(ranking)} layers stay float to meet the budget, and no single one could be quantized "
-        f"within it: {names}. They were found on the images that accuracy is judged on; in brackets the SQNR of the layer's "
-        "own output."
-    )
-    return dataclasses.replace(candidate, notes=(*notes, note))
-
-
-def _placement_notes(work: _Work, calibrated: Calibrated) -> tuple[str, ...]:
-    """What placements B and C found to quantize beyond the layers; C may find that no range allows it."""
-    placement = work.prepared.settings.placement
-    if placement.base == "A":
-        return ()
-    what = "inputs of attention products" if placement.base == "B" else "skip operands of residual Adds"
-    reason = (
-        "" if placement.base == "B" else f"; a skip that rounding leaves at less than {RESIDUAL_SQNR_DB:.0f} dB stays float"
-    )
-    return (f"Placement {placement} quantizes {len(calibrated.inputs)} {what} beyond the linear layers{reason}.",)
-
-
-def _judge(
-    work: _Work, model: OnnxModel, quantized: QuantizedModel | None, precision: Precision, reference: _Reference
-) -> _Candidate:
-    """Bake float16 in where the target wants it, hold the graph against the target's rules, and against PyTorch."""
-    target = work.prepared.target
-    plain, about = model, reference.about
-    if quantized is not None and quantized.exact is not None:
-        plain = quantized.exact
-        about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
-    judged = _float16_twin(work, plain, precision) if target.typing is not None and precision != "fp32" else plain.path
-    if target.typing == "strong" and precision != "fp32":
-        model = _to_float16(work, model, precision)
-    refuse(load(model.path), target)
-    work.progress(f"validating {precision}")
-    with work.watch.stage(f"validate {precision}"):
-        backend = open_onnx(judged, exact=target.kind != "cpu" or judged != model.path)
-        golden_logits = run_in_batches(backend, _golden_images(work, reference), work.request.batch)
-        logits = golden_logits if reference.images is None else _evaluate(work, backend, reference.images, precision)
-    if judged != model.path and judged.name != EXPORT_NAME:
-        judged.unlink()
-    budget = work.request.budget
-    return _Candidate(
-        onnx=dataclasses.replace(model, precision=precision),
-        recipe=quantized.recipe if quantized is not None else None,
-        numerics=compare(reference.logits, logits, reference.labels, budget, where=about),
-        golden=compare(reference.golden_logits, golden_logits, None, budget, where="golden inputs").figures,
-    )
-
-
-def _instead(work: _Work, candidates: Sequence[_Candidate], exported: OnnxModel, reference: _Reference) -> list[_Candidate]:
+def _instead(work: Work, candidates: Sequence[Candidate], exported: OnnxModel, reference: Reference) -> list[Candidate]:
     """Float, where INT8 alone was asked for and no set of its layers meets the budget."""
     if work.request.precision != "int8" or candidates[0].numerics.within_budget:
         return []
     offered = work.prepared.target.precisions
-    return [_candidate(work, "fp16" if "fp16" in offered else "fp32", exported, reference)]
+    return [make_candidate(work, "fp16" if "fp16" in offered else "fp32", exported, reference)]
 
 
-def _refused_int8(candidates: Sequence[_Candidate], chosen: _Candidate) -> list[Check]:
+def _refused_int8(candidates: Sequence[Candidate], chosen: Candidate) -> list[Check]:
     """A failed check where INT8 was asked for and float ships."""
     asked = candidates[0]
     if asked is chosen or asked.onnx.precision != "int8" or asked.numerics.within_budget:
@@ -324,84 +170,17 @@ def _refused_int8(candidates: Sequence[_Candidate], chosen: _Candidate) -> list[
     return [Check(name="int8", status="failed", message=message)]
 
 
-def _cpu_float(work: _Work, exported: OnnxModel) -> OnnxModel:
-    """The float graph in ONNX Runtime's own operators, made once."""
-    path = work.folder / "model.fp32.fused.onnx"
-    if not path.exists():
-        with work.watch.stage("fuse"):
-            graph = load(exported.path)
-            apply(graph, *cpu_fusions())
-            save(graph, path)
-    return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
-
-
-def _float16_twin(work: _Work, plain: OnnxModel, precision: Precision) -> Path:
-    """A graph that computes on this CPU what the engine computes in float16; see `EmulateFloat16`."""
-    target = work.prepared.target
-    wide = lowered_layernorm(plain.path) if target.typing == "weak" and not target.layernorm_op else ()
-    path = work.folder / f"model.{precision}.judged.onnx"
-    with work.watch.stage("float16"):
-        graph = load(plain.path)
-        apply(graph, EmulateFloat16(wide))
-        save(graph, path)
-    return path
-
-
-def _is_foreign(work: _Work) -> bool:
-    """Whether the target is a CPU whose integer operators this machine cannot run."""
-    target = work.prepared.target
-    return target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
-
-
-def _calibrate(work: _Work, exported: OnnxModel) -> tuple[Calibration, Calibrated]:
-    prepared = work.prepared
-    if prepared.calibration is None:
-        raise InputError("INT8 needs calibration images; give --calibration DIR.")
-    calibration = Calibration(
-        model=exported,
-        images=prepared.calibration,
-        spec=prepared.source.preprocess,
-        cpu=prepared.target.cpu,
-        settings=prepared.settings,
-        progress=work.progress,
-    )
-    with work.watch.stage("calibrate"):
-        return calibration, calibrate(calibration, work.folder)
-
-
-def _to_float16(work: _Work, model: OnnxModel, precision: Precision) -> OnnxModel:
-    work.progress("baking float16 into the graph")
-    path = work.folder / f"model.{precision}.typed.onnx"
-    with work.watch.stage("float16"):
-        graph = load(model.path)
-        apply(graph, Float16())
-        save(graph, path)
-        if model.precision == "int8":
-            model.path.unlink()
-        return OnnxModel.of(path, opset=model.opset, batch=model.batch, precision=precision)
-
-
-def _golden_images(work: _Work, reference: _Reference) -> NDArray[np.float32]:
-    return normalize(reference.golden_pixels, work.prepared.source.preprocess)
-
-
-def _evaluate(work: _Work, backend: Backend, images: ImageSet, precision: str) -> NDArray[np.float32]:
-    """Logits of `backend` for all of `images`."""
-    batch = work.request.batch
-    return _over(images, work, f"validating {precision}", lambda part: run_in_batches(backend, part, batch))
-
-
-def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate], reference: _Reference) -> Timing | None:
+def _time_cpu(work: Work, exported: OnnxModel, candidates: Sequence[Candidate], reference: Reference) -> Timing | None:
     """Latency of every candidate, the float ONNX and PyTorch, in turn in one run; None where it would not count."""
     target = work.prepared.target
-    if target.kind != "cpu" or _is_foreign(work):
+    if target.kind != "cpu" or is_foreign(work):
         return None
     work.progress("timing beside PyTorch")
     with work.watch.stage("latency"):
-        images = _golden_batch(work, reference, work.request.batch.optimum)
+        images = golden_batch(work, reference, work.request.batch.optimum)
         backends = {candidate.onnx.precision: open_onnx(candidate.onnx.path) for candidate in candidates}
         if "fp32" not in backends:
-            backends["fp32"] = open_onnx(_cpu_float(work, exported).path)
+            backends["fp32"] = open_onnx(cpu_float(work, exported).path)
         threads = available_threads()
         runners: dict[str, Runner] = {"pytorch": reference_runner(work.prepared.model, threads)}
         runners |= {name: backend.run for name, backend in backends.items()}
@@ -412,7 +191,7 @@ def _time_cpu(work: _Work, exported: OnnxModel, candidates: Sequence[_Candidate]
     return timing
 
 
-def _choose(work: _Work, candidates: Sequence[_Candidate], timing: Timing | None) -> tuple[_Candidate, list[str]]:
+def _choose(work: Work, candidates: Sequence[Candidate], timing: Timing | None) -> tuple[Candidate, list[str]]:
     """The fastest candidate within the budget; float if none is, so that its failed check is seen."""
     request, prepared = work.request, work.prepared
     if request.precision != "auto":
@@ -438,7 +217,7 @@ def _choose(work: _Work, candidates: Sequence[_Candidate], timing: Timing | None
     return chosen, [note]
 
 
-def _speed_checks(work: _Work, chosen: _Candidate, timing: Timing | None) -> list[Check]:
+def _speed_checks(work: Work, chosen: Candidate, timing: Timing | None) -> list[Check]:
     """INT8 that is not faster than float on its own CPU has failed at what it is for."""
     target = work.prepared.target
     if target.kind != "cpu":
@@ -463,7 +242,7 @@ def _speed_checks(work: _Work, chosen: _Candidate, timing: Timing | None) -> lis
     ]
 
 
-def _engine_checks(work: _Work, engine: Engine, chosen: _Candidate, reference: _Reference) -> list[Check]:
+def _engine_checks(work: Work, engine: Engine, chosen: Candidate, reference: Reference) -> list[Check]:
     """Whether the engine was compiled, and what it computes where it can run here."""
     request, prepared = work.request, work.prepared
     name = prepared.target.name
@@ -485,7 +264,7 @@ def _engine_checks(work: _Work, engine: Engine, chosen: _Candidate, reference: _
             skipped("engine_output", str(error)),
             skipped("latency", f"the engine cannot run here; {name} can"),
         ]
-    logits = run_in_batches(backend, _golden_images(work, reference), request.batch)
+    logits = run_in_batches(backend, golden_images(work, reference), request.batch)
     where = backend.description
     check, _ = golden(reference.golden_logits, logits, chosen.golden["sqnr_db"], name="engine_output", where=where)
     return [built, check, skipped("latency", "time the engine with vitexport bench")]
@@ -501,7 +280,7 @@ def engine_facts(engine: Engine, target_name: str) -> EngineFacts:
     )
 
 
-def _ship(chosen: _Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
+def _ship(chosen: Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
     """Give the chosen graph its final name; candidates that were not chosen go."""
     final = folder / "model.onnx"
     if chosen.onnx.path == exported.path:
@@ -515,13 +294,13 @@ def _ship(chosen: _Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
 
 
 def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
-    chosen: _Candidate,
-    candidates: Sequence[_Candidate],
+    chosen: Candidate,
+    candidates: Sequence[Candidate],
     exported: OnnxModel,
     shipped: OnnxModel,
     engine: Engine | None,
     timing: Timing | None,
-    reference: _Reference,
+    reference: Reference,
 ) -> dict[str, Any]:
     """Measurements of the report, as JSON values."""
     accuracy = dict(chosen.numerics.figures)
@@ -560,11 +339,11 @@ def _layers(recipe: QuantRecipe | None) -> dict[str, Any]:
 
 
 def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
-    work: _Work,
-    chosen: _Candidate,
+    work: Work,
+    chosen: Candidate,
     shipped: OnnxModel,
     engine: Engine | None,
-    reference: _Reference,
+    reference: Reference,
     report: Report,
 ) -> None:
     """Write golden arrays, reports and, last, the manifest that hashes them all."""

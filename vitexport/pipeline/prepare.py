@@ -16,7 +16,7 @@ from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.machine import memory_bytes
 from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
-from vitexport.quantize.settings import QuantSettings
+from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve
 
@@ -149,14 +149,9 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
         problems.errors.append(
             UsageError("Precision int8 needs real images to choose its ranges from: give --calibration DIR.")
         )
-    quantization = request.quantization.placement
-    if target is not None and target.cpu is not None and (quantization.base != "A" or quantization.patch):
-        problems.errors.append(
-            UsageError(
-                f"Placement {quantization} is TensorRT's; a CPU computes the linear layers in integers: "
-                "give --placement A or A+head."
-            )
-        )
+    if target is not None:
+        cpu = target.cpu
+        problems.attempt(lambda: check_placement(request.quantization.placement, cpu))
     if request.calibration_size < 1:
         problems.errors.append(UsageError(f"Calibration size {request.calibration_size} is refused; use 32 or more."))
     if not request.budget.max_drop >= 0 or not 0 <= request.budget.min_agreement <= 100:

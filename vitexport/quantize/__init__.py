@@ -13,7 +13,7 @@ from pathlib import Path
 from vitexport.artifacts import OnnxModel, Progress, QuantizedModel, QuantRecipe, silent
 from vitexport.datasets import ImageSet
 from vitexport.preprocess import PreprocessSpec
-from vitexport.quantize.calibrate import Calibrated, Calibration, calibrate, with_outputs
+from vitexport.quantize.calibrate import Calibrated, Calibration, calibrate
 from vitexport.quantize.settings import Observer, Placement, QuantSettings
 from vitexport.rewrites import InPlacePass, apply, load, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
@@ -29,7 +29,6 @@ __all__ = [
     "QuantSettings",
     "calibrate",
     "quantize",
-    "with_outputs",
     "write",
 ]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -23,11 +22,11 @@ from vitexport.preprocess import PreprocessSpec, normalize
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.equalize import Equalization, equalize, equalized_moments, equalized_rows
 from vitexport.quantize.fold import Fold, find_folds
-from vitexport.quantize.observe import ROWS, Activation, Batch, Tensor, observe
+from vitexport.quantize.observe import ROWS, Activation, Batch, Tensor, observe, with_outputs
 from vitexport.quantize.place import Point, Site, attention_points, find_sites, residual_points
 from vitexport.quantize.ranges import Range, Values, choose_range
 from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
-from vitexport.quantize.settings import QuantSettings
+from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
 from vitexport.rewrites.insert_qdq import QuantizedInput, QuantizedLinear
@@ -59,7 +58,6 @@ class Calibrated:
         layers: In graph order.
         inputs: Further quantized inputs, of placements B and C.
         modules: timm module by node.
-        groups: Block or Add by node of `inputs`.
         ranges: Activation range by module, as the layer reads it.
         strengths: Equalization strength by module.
         layer_db: SQNR of each layer's own output on calibration rows, by module: the cheap measure of its sensitivity.
@@ -119,7 +117,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         UsageError: The settings do not go with the target.
         ToolchainError: ONNX Runtime or a rewrite fails.
     """
-    _check_placement(work)
+    check_placement(work.settings.placement, work.cpu)
     graph = load(work.model.path)
     sites = find_sites(graph.graph, work.settings)
     if not sites:
@@ -146,15 +144,6 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     )
 
 
-def _check_placement(work: Calibration) -> None:
-    placement = work.settings.placement
-    if work.cpu is not None and (placement.base != "A" or placement.patch):
-        raise UsageError(
-            f"Placement {placement} is TensorRT's; a CPU computes the linear layers in integers: give --placement A or "
-            "A+head."
-        )
-
-
 def _nothing(settings: QuantSettings) -> str:
     if settings.include or settings.exclude:
         return "--include and --exclude leave no linear layer to quantize; `vitexport inspect` of a bundle lists the layers."
@@ -174,20 +163,9 @@ def _tensor(site: Site) -> Tensor:
 def _observe(work: Calibration, path: Path, tensors: Sequence[Tensor]) -> Mapping[str, Activation]:
     unique = list({tensor.name: tensor for tensor in tensors}.values())
     outputs = [*(tensor.name for tensor in unique), OUTPUT_NAME]
-    backend = OnnxRuntimeBackend(with_outputs(path, outputs), outputs=outputs, threads=1)
+    backend = OnnxRuntimeBackend(with_outputs(load(path), outputs), outputs=outputs, threads=1)
     count = len(work.images.files)
     return observe(backend, unique, _batches(work), count + _copies(count), work.progress)
-
-
-def with_outputs(path: Path, tensors: Sequence[str]) -> bytes:
-    """The model at `path`, serialized, with `tensors` as its outputs."""
-    model = load(path)
-    values = {value.name: value for value in model.graph.inputs}
-    values |= {output.name: output for node in model.graph for output in node.outputs}
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(values[name] for name in dict.fromkeys(tensors))
-    serialized: bytes = ir.to_proto(model).SerializeToString()
-    return serialized
 
 
 def _batches(work: Calibration) -> Iterator[Batch]:

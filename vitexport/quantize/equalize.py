@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vitexport.quantize.fold import Fold
 from vitexport.quantize.observe import Activation
 from vitexport.quantize.place import Site
-from vitexport.quantize.ranges import Values, choose_range
+from vitexport.quantize.ranges import Values
 from vitexport.quantize.round import Quantizer, quantize_weight
-from vitexport.quantize.settings import Observer
+from vitexport.quantize.settings import DEFAULT_PERCENTILE
 from vitexport.targets import CpuArithmetic
 
 Vector = NDArray[np.float64]
@@ -91,13 +91,9 @@ def _one_sided_middle(activation: Activation) -> float:
     """The middle of the range, if most of it is on one side of 0, as after GELU; else 0."""
     channels = len(activation.histogram.limit)
     values = Values.of(activation.histogram, np.ones(channels), np.zeros(channels))
-    low, high = choose_range(values, Observer(), symmetric=True, error=_unused)
+    low, high = values.percentile_range(DEFAULT_PERCENTILE)
     smaller, larger = sorted((abs(low), abs(high)))
     return (low + high) / 2 if smaller < ONE_SIDED * larger else 0.0
-
-
-def _unused(_: tuple[float, float]) -> float:
-    raise RuntimeError("a percentile needs no error")
 
 
 def output_error(
@@ -109,7 +105,7 @@ def output_error(
     that compensates leaves only `weight_share` of the second.
     """
     values = Values.of(activation.histogram, chosen.scale, chosen.shift)
-    low, high = choose_range(values, Observer(), symmetric=cpu is None, error=_unused)
+    low, high = values.percentile_range(DEFAULT_PERCENTILE)
     rows = equalized_rows(activation, chosen)
     noise = Quantizer.covering(low, high, cpu)(rows) - rows
     bits = 8 if cpu is None else cpu.weight_bits

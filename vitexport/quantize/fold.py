@@ -20,9 +20,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitexport.quantize.observe import with_outputs
 from vitexport.quantize.place import Site
 from vitexport.rewrites import load
-from vitexport.rewrites.graph import add_constant, constant, make_node, only_consumer, operand
+from vitexport.rewrites.graph import add_constant, bias_index, constant, make_node, only_consumer, operand
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 Kind = Literal["norm", "value", "product", "after"]
@@ -185,15 +186,6 @@ def _factors(node: ir.Node) -> tuple[str, ...]:
     )
 
 
-def bias_of(add: ir.Node) -> ir.Value | None:
-    """The constant vector that `add` adds, or None."""
-    for value in add.inputs:
-        array = constant(value)
-        if array is not None and array.ndim == 1:
-            return value
-    return None
-
-
 def _from_attention(node: ir.Node) -> bool:
     """Whether the layer reads, through data movement only, a product of two computed tensors."""
     value = operand(node, 0)
@@ -220,10 +212,7 @@ def _columns(path: Path, tensors: Sequence[str], image: NDArray[np.float32]) -> 
     for sign in (1.0, -1.0):
         model = load(path)
         numbering = _number_columns(model.graph, sign)
-        values = {output.name: output for node in model.graph for output in node.outputs}
-        model.graph.outputs.clear()
-        model.graph.outputs.extend(values[name] for name in tensors)
-        backend = OnnxRuntimeBackend(ir.to_proto(model).SerializeToString(), exact=True, threads=1, outputs=tensors)
+        backend = OnnxRuntimeBackend(with_outputs(model, tensors), exact=True, threads=1, outputs=tensors)
         runs.append([sign * tensor.reshape(-1, tensor.shape[-1]) for tensor in backend.tensors(image)])
     found = {}
     for name, up, down in zip(tensors, *runs, strict=True):
@@ -249,7 +238,7 @@ def _number_columns(graph: ir.Graph, sign: float) -> dict[str, tuple[int, int]]:
         width = weight.shape[1]
         numbering[str(node.name)] = (start, width)
         add = only_consumer(node.outputs[0])
-        last = add if add is not None and add.op_type == "Add" and bias_of(add) is not None else node
+        last = add if add is not None and bias_index(add, width) is not None else node
         result = last.outputs[0]
         zero = add_constant(graph, f"{node.name}/zero", np.zeros((), np.float32))
         numbers = add_constant(graph, f"{node.name}/numbers", (sign * np.arange(start, start + width)).astype(np.float32))

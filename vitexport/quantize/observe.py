@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitexport.artifacts import Progress
@@ -228,3 +229,13 @@ def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
     index = (steps + (batch.first + np.arange(count))[:, None]) % length
     picked: Rows = np.take_along_axis(tokens, index[:, :, None], axis=1).reshape(-1, channels)
     return picked
+
+
+def with_outputs(model: ir.Model, tensors: Sequence[str]) -> bytes:
+    """`model`, changed to have `tensors` as its outputs, serialized."""
+    values = {value.name: value for value in model.graph.inputs}
+    values |= {output.name: output for node in model.graph for output in node.outputs}
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(values[name] for name in dict.fromkeys(tensors))
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized

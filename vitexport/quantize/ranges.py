@@ -56,6 +56,16 @@ class Values:
         centers = np.asarray(bottom + (np.arange(BINS) + 0.5) * width, np.float64)
         return cls(centers=centers, counts=np.asarray(counts, np.float64), low=bottom, high=top)
 
+    def percentile_range(self, percentile: float) -> Range:
+        """The range that keeps `percentile` percent of the values, within what was seen."""
+        total = float(self.counts.sum())
+        tail = (1 - percentile / 100) / 2 * total
+        below = np.cumsum(self.counts)
+        half = (self.centers[1] - self.centers[0]) / 2
+        first = int(np.searchsorted(below, tail, side="right"))
+        last = min(int(np.searchsorted(below, total - tail, side="left")), len(self.centers) - 1)
+        return max(float(self.centers[first] - half), self.low), min(float(self.centers[last] + half), self.high)
+
 
 def choose_range(values: Values, observer: Observer, *, symmetric: bool, error: Callable[[Range], float]) -> Range:
     """The range that a quantizer of `values` covers, within what was seen.
@@ -70,7 +80,7 @@ def choose_range(values: Values, observer: Observer, *, symmetric: bool, error: 
     if observer.kind == "minmax":
         return full
     if observer.kind == "percentile":
-        return _percentile(values, observer.percentile)
+        return values.percentile_range(observer.percentile)
     # A quantizer always covers 0, and narrowing must not move an end away from it.
     full = (min(full[0], 0.0), max(full[1], 0.0))
     candidates = [(full[0] * share, full[1] * share) for share in SHARES] if symmetric else _narrowed(full)
@@ -89,17 +99,6 @@ def _narrowed(full: Range) -> list[Range]:
 
 def _least(candidates: Sequence[Range], cost: Callable[[Range], float]) -> Range:
     return min(candidates, key=cost)
-
-
-def _percentile(values: Values, percentile: float) -> Range:
-    total = float(values.counts.sum())
-    tail = (1 - percentile / 100) / 2 * total
-    below = np.cumsum(values.counts)
-    half = (values.centers[1] - values.centers[0]) / 2
-    first = int(np.searchsorted(below, tail, side="right"))
-    last = int(np.searchsorted(below, total - tail, side="left"))
-    last = min(last, len(values.centers) - 1)
-    return max(float(values.centers[first] - half), values.low), min(float(values.centers[last] + half), values.high)
 
 
 def _step(limits: Range, *, symmetric: bool) -> tuple[float, float, float]:

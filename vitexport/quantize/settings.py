@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vitexport.errors import UsageError
+from vitexport.targets import CpuArithmetic
 
 Rounding = Literal["gptq", "nearest"]
 Base = Literal["A", "B", "C"]
@@ -162,3 +163,16 @@ def _check_expression(pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise UsageError(f"{pattern!r} is no regular expression ({error}); give one such as blocks\\.0\\..*fc2.") from error
+
+
+def check_placement(placement: Placement, cpu: CpuArithmetic | None) -> None:
+    """Hold `placement` against what a CPU target (TensorRT: None) computes in integers.
+
+    Raises:
+        UsageError: It quantizes more than linear layers.
+    """
+    if cpu is not None and (placement.base != "A" or placement.patch):
+        raise UsageError(
+            f"Placement {placement} is TensorRT's; a CPU computes the linear layers in integers: "
+            "give --placement A or A+head."
+        )

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from vitexport.rewrites.float16 import kept_in_float32, to_float16
-from vitexport.rewrites.graph import cast, constant
+from vitexport.rewrites.float16 import float16_constants
+from vitexport.rewrites.graph import cast
 
 
 class EmulateFloat16(InPlacePass):
@@ -31,11 +31,8 @@ class EmulateFloat16(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Round constants, the input, and what each node computes."""
         graph = model.graph
-        keep = kept_in_float32(graph)
-        for name, value in list(graph.initializers.items()):
-            array = constant(value)
-            if value.dtype == ir.DataType.FLOAT and name not in keep and array is not None:
-                value.const_value = ir.tensor(to_float16(array, name).astype(np.float32), name=name)
+        for value, array in float16_constants(graph):
+            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
         nodes = list(graph)
         _round(graph, graph.inputs[0], after=None)
         for node in nodes:

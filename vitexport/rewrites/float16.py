@@ -12,6 +12,7 @@ The interface stays float32: one Cast after ``image`` and one before ``logits``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,9 @@ class Float16(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Convert constants, then types, then put the two Casts in."""
         graph = model.graph
-        keep = kept_in_float32(graph)
-        for name, value in list(graph.initializers.items()):
-            array = constant(value)
-            if value.dtype == ir.DataType.FLOAT and name not in keep and array is not None:
-                value.const_value = ir.tensor(to_float16(array, name), name=name)
-                value.type = ir.TensorType(ir.DataType.FLOAT16)
+        for value, array in float16_constants(graph):
+            value.const_value = ir.tensor(array, name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT16)
         for node in graph:
             _convert_attributes(node)
             for output in node.outputs:
@@ -61,6 +59,15 @@ class Float16(InPlacePass):
         for name, value in model.graph.initializers.items():
             if value.dtype == ir.DataType.FLOAT and name not in keep:
                 raise PostconditionError(f"initializer {name} is still float32")
+
+
+def float16_constants(graph: ir.Graph) -> Iterator[tuple[ir.Value, NDArray[np.float16]]]:
+    """Every float32 initializer that becomes float16, with what it becomes."""
+    keep = kept_in_float32(graph)
+    for name, value in list(graph.initializers.items()):
+        array = constant(value)
+        if value.dtype == ir.DataType.FLOAT and name not in keep and array is not None:
+            yield value, to_float16(array, name)
 
 
 def to_float16(array: NDArray[Any], name: str) -> NDArray[np.float16]:

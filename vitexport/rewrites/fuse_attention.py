@@ -34,6 +34,7 @@ from vitexport.rewrites.graph import (
     only_consumer,
     operand,
     take_over,
+    unique_name,
 )
 from vitexport.rewrites.origin import AS_THEY_ARE, TOKENS_BEFORE_HEADS, TRANSPOSED, Origin, computed, factor, folded, origin
 
@@ -190,7 +191,8 @@ class _Constants:
 
 def _replace(graph: ir.Graph, constants: _Constants, attention: _Attention, taken: set[str]) -> None:
     module = module_of(attention.product)
-    name = _unique(f"{module}/{OPERATOR}" if module else OPERATOR, taken)
+    name = unique_name(f"{module}/{OPERATOR}" if module else OPERATOR, taken)
+    taken.add(name)
     heads, tokens, channels = _extents(attention.product.outputs[0])
     # Those of q and k may be others than those of v.
     paired = _extents(operand(attention.scores.product, 0))[2]
@@ -252,12 +254,3 @@ def _operand(constants: _Constants, steps: list[ir.Node], columns: Origin, width
         )
         value = steps[-1].outputs[0]
     return value
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    unique, serial = name, 1
-    while unique in taken:
-        serial += 1
-        unique = f"{name}.{serial}"
-    taken.add(unique)
-    return unique

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,18 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return array
 
 
-def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Register `array` as an initializer called `name` (made unique) and return its value."""
-    unique = name
-    serial = 1
-    while unique in graph.initializers:
+def unique_name(name: str, taken: Container[str]) -> str:
+    """`name`, or with the first number behind it that makes it none of `taken`."""
+    unique, serial = name, 1
+    while unique in taken:
         serial += 1
         unique = f"{name}.{serial}"
+    return unique
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Register `array` as an initializer called `name` (made unique) and return its value."""
+    unique = unique_name(name, graph.initializers)
     tensor = ir.tensor(array, name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)

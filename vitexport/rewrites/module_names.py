@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.rewrites.graph import unique_name
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
@@ -31,7 +32,8 @@ class ModuleNames(InPlacePass):
         taken: set[str] = set(graph.initializers) | {INPUT_NAME, OUTPUT_NAME}
         for node in graph:
             module = self._module(node)
-            node.name = _unique(f"{module}/{node.op_type}" if module else node.op_type, taken)
+            node.name = unique_name(f"{module}/{node.op_type}" if module else node.op_type, taken)
+            taken.add(node.name)
             for index, output in enumerate(node.outputs):
                 if not output.is_graph_output():
                     output.name = node.name if index == 0 else f"{node.name}:{index}"
@@ -53,15 +55,6 @@ class ModuleNames(InPlacePass):
         return next((scope for scope in reversed(scopes) if scope and scope in self.modules), "")
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    unique, serial = name, 1
-    while unique in taken:
-        serial += 1
-        unique = f"{name}.{serial}"
-    taken.add(unique)
-    return unique
-
-
 def _name_constants(graph: ir.Graph, node: ir.Node, module: str, taken: set[str]) -> None:
     """Give exporter-made constants (``val_13``) a name that says who reads them; parameters keep theirs."""
     for index, value in enumerate(node.inputs):
@@ -71,7 +64,8 @@ def _name_constants(graph: ir.Graph, node: ir.Node, module: str, taken: set[str]
         # The exporter stores the weight of a linear layer transposed, as MatMul takes it: [in, out].
         name = f"{module}.weight" if is_weight else f"{node.name}.input{index}"
         old = str(value.name)
-        value.name = _unique(name, taken)
+        value.name = unique_name(name, taken)
+        taken.add(value.name)
         if old in graph.initializers:
             del graph.initializers[old]
             graph.register_initializer(value)

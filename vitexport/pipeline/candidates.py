@@ -1,0 +1,190 @@
+"""A float export and a precision enter; the graph of that precision, held against PyTorch, leaves as a `Candidate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitexport.artifacts import OnnxModel, Precision, QuantizedModel, QuantRecipe
+from vitexport.datasets import ImageSet
+from vitexport.engine import lowered_layernorm
+from vitexport.errors import InputError
+from vitexport.export import FILE_NAME as EXPORT_NAME
+from vitexport.legality import refuse
+from vitexport.pipeline.work import Reference, Work, golden_images, over
+from vitexport.quantize import Calibrated, Calibration, calibrate, write
+from vitexport.quantize.calibrate import RESIDUAL_SQNR_DB
+from vitexport.quantize.fallback import fewest_float, most_sensitive_first
+from vitexport.rewrites import apply, load, save
+from vitexport.rewrites.cpu_fusions import cpu_fusions
+from vitexport.rewrites.emulate_float16 import EmulateFloat16
+from vitexport.rewrites.float16 import Float16
+from vitexport.runtime.backends import Backend, open_onnx
+from vitexport.runtime.model import run_in_batches
+from vitexport.targets import machine_cpu, misfit
+from vitexport.validate.numerics import Numerics, compare
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidate:
+    """One precision, built and judged."""
+
+    onnx: OnnxModel
+    recipe: QuantRecipe | None
+    numerics: Numerics
+    golden: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def make_candidate(work: Work, precision: Precision, exported: OnnxModel, reference: Reference) -> Candidate:
+    """Build one precision and hold it against PyTorch; INT8 within the budget if any set of its layers is."""
+    if precision == "int8":
+        return _int8_candidate(work, exported, reference)
+    model = cpu_float(work, exported) if work.prepared.target.kind == "cpu" else exported
+    return _judge(work, model, None, precision, reference)
+
+
+def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Candidate:
+    """Every layer that was asked for; where that misses the budget, the fewest go back to float."""
+    calibration, calibrated = _calibrate(work, exported)
+    ranking = most_sensitive_first(calibrated.layer_db)
+    tried: dict[frozenset[str], Candidate] = {}
+
+    def build(stay_float: frozenset[str]) -> Candidate:
+        if tried and next(reversed(tried)) == stay_float:
+            return tried[stay_float]
+        with work.watch.stage("quantize"):
+            quantized = write(calibration, calibrated, work.folder, stay_float=stay_float, exact_twin=is_foreign(work))
+        tried.pop(stay_float, None)
+        tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference)
+        return tried[stay_float]
+
+    def accept(stay_float: frozenset[str]) -> bool:
+        return (tried.get(stay_float) or build(stay_float)).numerics.within_budget
+
+    replay = work.prepared.replay
+    restored = fewest_float(ranking, accept) if replay is None else replay.stay_float & set(ranking)
+    # Each trial replaces the file of the one before; the one that is kept need not be the last.
+    candidate = build(restored or frozenset())
+    notes = _placement_notes(work, calibrated)
+    if restored:
+        names = ", ".join(f"{name} ({calibrated.layer_db[name]:.1f} dB)" for name in ranking if name in restored)
+        notes += (
+            f"{len(restored)} of {len(ranking)} layers stay float{_SEARCHED if replay is None else _REPLAYED}: {names}.",
+        )
+    return dataclasses.replace(candidate, notes=notes)
+
+
+_SEARCHED = (
+    " to meet the budget, and no single one could be quantized within it. They were found on the images that accuracy is "
+    "judged on; in brackets the SQNR of the layer's own output"
+)
+_REPLAYED = ", as the recipe says; in brackets the SQNR of the layer's own output"
+
+
+def _placement_notes(work: Work, calibrated: Calibrated) -> tuple[str, ...]:
+    """What placements B and C found to quantize beyond the layers; C may find that no range allows it."""
+    placement = work.prepared.settings.placement
+    if placement.base == "A":
+        return ()
+    what = "inputs of attention products" if placement.base == "B" else "skip operands of residual Adds"
+    reason = (
+        "" if placement.base == "B" else f"; a skip that rounding leaves at less than {RESIDUAL_SQNR_DB:.0f} dB stays float"
+    )
+    return (f"Placement {placement} quantizes {len(calibrated.inputs)} {what} beyond the linear layers{reason}.",)
+
+
+def _judge(
+    work: Work, model: OnnxModel, quantized: QuantizedModel | None, precision: Precision, reference: Reference
+) -> Candidate:
+    """Bake float16 in where the target wants it, hold the graph against the target's rules, and against PyTorch."""
+    target = work.prepared.target
+    plain, about = model, reference.about
+    if quantized is not None and quantized.exact is not None:
+        plain = quantized.exact
+        about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
+    judged = _float16_twin(work, plain, precision) if target.typing is not None and precision != "fp32" else plain.path
+    if target.typing == "strong" and precision != "fp32":
+        model = _to_float16(work, model, precision)
+    refuse(load(model.path), target)
+    work.progress(f"validating {precision}")
+    with work.watch.stage(f"validate {precision}"):
+        backend = open_onnx(judged, exact=target.kind != "cpu" or judged != model.path)
+        golden_logits = run_in_batches(backend, golden_images(work, reference), work.request.batch)
+        logits = golden_logits if reference.images is None else _evaluate(work, backend, reference.images, precision)
+    if judged != model.path and judged.name != EXPORT_NAME:
+        judged.unlink()
+    budget = work.request.budget
+    return Candidate(
+        onnx=dataclasses.replace(model, precision=precision),
+        recipe=quantized.recipe if quantized is not None else None,
+        numerics=compare(reference.logits, logits, reference.labels, budget, where=about),
+        golden=compare(reference.golden_logits, golden_logits, None, budget, where="golden inputs").figures,
+    )
+
+
+def cpu_float(work: Work, exported: OnnxModel) -> OnnxModel:
+    """The float graph in ONNX Runtime's own operators, made once."""
+    path = work.folder / "model.fp32.fused.onnx"
+    if not path.exists():
+        with work.watch.stage("fuse"):
+            graph = load(exported.path)
+            apply(graph, *cpu_fusions())
+            save(graph, path)
+    return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
+
+
+def _float16_twin(work: Work, plain: OnnxModel, precision: Precision) -> Path:
+    """A graph that computes on this CPU what the engine computes in float16; see `EmulateFloat16`."""
+    target = work.prepared.target
+    wide = lowered_layernorm(plain.path) if target.typing == "weak" and not target.layernorm_op else ()
+    path = work.folder / f"model.{precision}.judged.onnx"
+    with work.watch.stage("float16"):
+        graph = load(plain.path)
+        apply(graph, EmulateFloat16(wide))
+        save(graph, path)
+    return path
+
+
+def is_foreign(work: Work) -> bool:
+    """Whether the target is a CPU whose integer operators this machine cannot run."""
+    target = work.prepared.target
+    return target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
+
+
+def _calibrate(work: Work, exported: OnnxModel) -> tuple[Calibration, Calibrated]:
+    prepared = work.prepared
+    if prepared.calibration is None:
+        raise InputError("INT8 needs calibration images; give --calibration DIR.")
+    calibration = Calibration(
+        model=exported,
+        images=prepared.calibration,
+        spec=prepared.source.preprocess,
+        cpu=prepared.target.cpu,
+        settings=prepared.settings,
+        progress=work.progress,
+    )
+    with work.watch.stage("calibrate"):
+        return calibration, calibrate(calibration, work.folder)
+
+
+def _to_float16(work: Work, model: OnnxModel, precision: Precision) -> OnnxModel:
+    work.progress("baking float16 into the graph")
+    path = work.folder / f"model.{precision}.typed.onnx"
+    with work.watch.stage("float16"):
+        graph = load(model.path)
+        apply(graph, Float16())
+        save(graph, path)
+        if model.precision == "int8":
+            model.path.unlink()
+        return OnnxModel.of(path, opset=model.opset, batch=model.batch, precision=precision)
+
+
+def _evaluate(work: Work, backend: Backend, images: ImageSet, precision: str) -> NDArray[np.float32]:
+    """Logits of `backend` for all of `images`."""
+    batch = work.request.batch
+    return over(images, work, f"validating {precision}", lambda part: run_in_batches(backend, part, batch))
