@@ -69,6 +69,8 @@ def run(work: Path, names: Sequence[str], contenders: Sequence[Contender], *, co
     # First of all models: they take longest, and are kept.
     folders = {name: models.make(name, work) for name in names}
     pythons = {contender: processes.environment_python(contender.environment, work) for contender in contenders}
+    for python in {*pythons.values(), Path(sys.executable)}:
+        processes.compile_packages(python)
     return {
         "machine": describe_machine(),
         "versions": {c.package: processes.package_version(python, c.package) for c, python in pythons.items()},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,14 @@ def environment_python(name: str | None, work: Path) -> Path:
     return python
 
 
+def compile_packages(python: Path) -> None:
+    """Compile what is installed beside `python` to bytecode, as pip does: or the first of many runs would pay for all."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    # Some packages carry files for other versions of Python; those fail, and are not imported either.
+    subprocess.run([python, "-m", "compileall", "-q", "-q", "-j", "0", packages], check=False)
+
+
 def package_version(python: Path, package: str) -> str:
     """Version of a distribution in the environment of `python`."""
     code = f"import importlib.metadata; print(importlib.metadata.version({package!r}))"
@@ -77,8 +86,9 @@ def run(python: Path, runner: str, words: Sequence[str], log: Path) -> Ran:
     """Run a module of ``runners/`` and wait for it; all that it says goes to `log`. Paths among `words` must be absolute."""
     command = [str(python), "-m", f"quantizers.runners.{runner}", *words]
     launcher = [sys.executable, "-I", str(HERE / "launcher.py"), str(log), *command]
-    # A module is looked for in the folder that Python is started in.
-    done = subprocess.run(launcher, cwd=HERE.parent, check=True, capture_output=True, text=True)
+    # A module is looked for in the folder that Python is started in. Bytecode is kept, as where packages are installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(launcher, cwd=HERE.parent, env=environment, check=True, capture_output=True, text=True)
     usage = json.loads(done.stdout)
     last = _last_line(log)
     ran = Ran(

@@ -402,7 +402,7 @@ def with_large_channels(folder: Path, images: NDArray[np.float32]) -> OnnxModel:
     """The sample with a few channels of every LayerNorm and of v made larger by powers of two: the same function."""
     model = placed(folder, "1:4:8", model="sample")
     graph, random, folds = load(model.path), np.random.default_rng(0), []
-    for fold in find_folds(model.path, linear_sites(graph.graph), images[:1]):
+    for fold in find_folds(graph, linear_sites(graph.graph), images[:1]):
         if fold.kind in ("norm", "value"):
             scale = np.ones(fold.sites[0].weight.shape[0])
             large = (64, 256, 1024) if fold.kind == "norm" else (16, 64)

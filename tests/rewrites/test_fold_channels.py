@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,7 +19,7 @@ from vitexport.errors import ToolchainError
 from vitexport.preprocess import normalize
 from vitexport.quantize.fold import Fold, find_folds
 from vitexport.quantize.place import linear_sites
-from vitexport.rewrites import apply, save
+from vitexport.rewrites import apply
 from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
 
 LIMIT = 1e-5
@@ -37,10 +35,8 @@ def found_in(name: str) -> tuple[bytes, tuple[Fold, ...], NDArray[np.float32]]:
     data = exported("1:4:8", opset, layernorm_op=layernorm_op, model=model)
     spec = live(model)[1].preprocess
     images = normalize(digits(4).pixels(spec, [0, 1, 2, 3]), spec)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(data)
-        return data, find_folds(path, linear_sites(read(data).graph), images[:1]), images
+    graph = read(data)
+    return data, find_folds(graph, linear_sites(graph.graph), images[:1]), images
 
 
 def drawn(fold: Fold, seed: int, spread: float) -> ChannelFold:
@@ -174,14 +170,12 @@ def norm_graph(tail: list[onnx.NodeProto], constants: dict[str, NDArray[np.float
     return graph_of(nodes, {**vectors, "weight": weight, **constants}, [2, 3, 8, 8])
 
 
-def folds_of(model: ir.Model, folder: Path) -> tuple[Fold, ...]:
-    path = folder / "model.onnx"
-    save(model, path)
-    return find_folds(path, linear_sites(model.graph), np.zeros((2, 3, 8, 8), np.float32))
+def folds_of(model: ir.Model) -> tuple[Fold, ...]:
+    return find_folds(model, linear_sites(model.graph), np.zeros((2, 3, 8, 8), np.float32))
 
 
-def test_a_norm_that_only_the_layer_reads_is_folded(tmp_path: Path) -> None:
-    (fold,) = folds_of(norm_graph([helper.make_node("Neg", ["fc"], [OUTPUT_NAME], name="Neg")], {}), tmp_path)
+def test_a_norm_that_only_the_layer_reads_is_folded() -> None:
+    (fold,) = folds_of(norm_graph([helper.make_node("Neg", ["fc"], [OUTPUT_NAME], name="Neg")], {}))
     assert (fold.kind, fold.producer) == ("norm", "norm")
 
 
@@ -195,9 +189,9 @@ def test_a_norm_that_only_the_layer_reads_is_folded(tmp_path: Path) -> None:
         ],
     ],
 )
-def test_a_norm_that_others_read_too_is_not_folded(tail: Callable[[], list[onnx.NodeProto]], tmp_path: Path) -> None:
+def test_a_norm_that_others_read_too_is_not_folded(tail: Callable[[], list[onnx.NodeProto]]) -> None:
     model = norm_graph(tail(), {})
-    (fold,) = folds_of(model, tmp_path)
+    (fold,) = folds_of(model)
     assert (fold.kind, fold.producer, fold.scales) == ("after", "norm", False)
     # One number may still be taken off for the layer alone.
     images = np.random.default_rng(3).normal(0, 1, (2, 3, 8, 8)).astype(np.float32)
@@ -206,7 +200,7 @@ def test_a_norm_that_others_read_too_is_not_folded(tail: Callable[[], list[onnx.
     assert difference(before, run(model, images)) <= LIMIT
 
 
-def test_a_layer_that_is_not_quantized_keeps_its_norm_unfolded(tmp_path: Path) -> None:
+def test_a_layer_that_is_not_quantized_keeps_its_norm_unfolded() -> None:
     model = norm_graph(
         [
             helper.make_node("MatMul", ["norm", "weight"], ["fc2"], name="fc2/MatMul"),
@@ -215,14 +209,12 @@ def test_a_layer_that_is_not_quantized_keeps_its_norm_unfolded(tmp_path: Path) -
         {},
     )
     both = linear_sites(model.graph)
-    path = tmp_path / "model.onnx"
-    save(model, path)
     image = np.zeros((2, 3, 8, 8), np.float32)
-    assert [(fold.kind, len(fold.sites)) for fold in find_folds(path, both, image)] == [("norm", 2)]
-    assert [fold.kind for fold in find_folds(path, both[:1], image)] == ["after"]
+    assert [(fold.kind, len(fold.sites)) for fold in find_folds(model, both, image)] == [("norm", 2)]
+    assert [fold.kind for fold in find_folds(model, both[:1], image)] == ["after"]
 
 
-def test_a_gated_unit_takes_the_scales_in_one_factor(tmp_path: Path) -> None:
+def test_a_gated_unit_takes_the_scales_in_one_factor() -> None:
     nodes = [
         helper.make_node("Relu", ["image"], ["relu"], name="relu"),
         helper.make_node("MatMul", ["relu", "gate"], ["g"], name="gate/MatMul"),
@@ -237,7 +229,7 @@ def test_a_gated_unit_takes_the_scales_in_one_factor(tmp_path: Path) -> None:
     constants = {name: random.normal(0, 1, (8, 8)).astype(np.float32) for name in ("gate", "up", "down")}
     constants["bias"] = random.normal(0, 1, 8).astype(np.float32)
     model = graph_of(nodes, constants, [2, 3, 8, 8])
-    folds = folds_of(model, tmp_path)
+    folds = folds_of(model)
     (fold,) = (fold for fold in folds if fold.kind == "product")
     assert (fold.producer, [site.node for site in fold.sites]) == ("up/MatMul", ["down/MatMul"])
     images = random.normal(0, 1, (2, 3, 8, 8)).astype(np.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -22,7 +23,7 @@ from vitexport.preprocess import PreprocessSpec, normalize
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.equalize import Equalization, equalize, equalized_moments, equalized_rows
 from vitexport.quantize.fold import Fold, find_folds
-from vitexport.quantize.observe import ROWS, Activation, Batch, Tensor, observe, with_outputs
+from vitexport.quantize.observe import ROWS, Activation, Batch, Observation, Tensor, observe, with_outputs
 from vitexport.quantize.place import Point, Site, attention_points, find_sites, residual_points
 from vitexport.quantize.ranges import Range, Values, choose_range
 from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
@@ -37,6 +38,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FOLDED_NAME = "model.folded.onnx"
+OBSERVED_NAME = "model.observed.onnx"
 # Degraded copies make up half of what the ranges see, from at most this many images: their passes are the cost.
 DEGRADED_IMAGES = 128
 # Of the error of weights rounded to nearest, what compensated rounding leaves at the layers' outputs: 54 dB became 58 dB on
@@ -118,25 +120,30 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         ToolchainError: ONNX Runtime or a rewrite fails.
     """
     check_placement(work.settings.placement, work.cpu)
-    graph = load(work.model.path)
-    sites = find_sites(graph.graph, work.settings)
+    model = load(work.model.path)
+    sites = find_sites(model.graph, work.settings)
     if not sites:
         raise InputError(_nothing(work.settings))
     with threadpool_limits(1):
-        activations = _observe(work, work.model.path, [_tensor(site) for site in sites])
-        folds = find_folds(work.model.path, sites, _first_images(work)) if work.settings.equalize else ()
+        seen = _observe(work, model, [_tensor(site) for site in sites], folder)
+        folds = find_folds(model, sites, _first_images(work)) if work.settings.equalize else ()
         share = 1.0 if work.settings.rounding == "nearest" else GPTQ_SHARE
-        chosen = _each(lambda fold: equalize(fold, activations[fold.sites[0].activation], work.cpu, share), folds)
-        folded = _fold(work, folder, folds, chosen)
-        groups = _groups(work, folded, sites, activations, dict(zip(folds, chosen, strict=True)))
+        chosen = _each(lambda fold: equalize(fold, seen.activations[fold.sites[0].activation], work.cpu, share), folds)
+        equalizations = {
+            site.node: equalization for fold, equalization in zip(folds, chosen, strict=True) for site in fold.sites
+        }
+        path = _fold(model, folder / FOLDED_NAME, folds, chosen)
+        _check_function(work, path, seen.first_logits)
+        original = {site.node: site.activation for site in sites}
+        groups = _groups(work, model, {node: seen.activations[name] for node, name in original.items()}, equalizations)
         results = _each(lambda pair: _round(work, *pair), [(group, site) for group in groups for site in group.sites])
     order = {site.node: index for index, site in enumerate(sites)}
     results.sort(key=lambda result: order[result[0].node])
     modules = {site.node: site.module for site in sites}
     return Calibrated(
-        folded=folded,
+        folded=path,
         layers=tuple(layer for layer, _ in results),
-        inputs=_inputs(work, folded),
+        inputs=_inputs(work, model, folder),
         modules=modules,
         ranges={site.module: group.limits for group in groups for site in group.sites},
         strengths={site.module: group.equalization.strength for group in groups for site in group.sites},
@@ -160,10 +167,14 @@ def _tensor(site: Site) -> Tensor:
     return Tensor(name=site.activation, per_channel=site.per_channel)
 
 
-def _observe(work: Calibration, path: Path, tensors: Sequence[Tensor]) -> Mapping[str, Activation]:
+def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor], folder: Path) -> Observation:
     unique = list({tensor.name: tensor for tensor in tensors}.values())
     outputs = [*(tensor.name for tensor in unique), OUTPUT_NAME]
-    backend = OnnxRuntimeBackend(with_outputs(load(path), outputs), outputs=outputs, threads=1)
+    # By way of a file, since ONNX Runtime keeps the bytes of a model that it is handed.
+    path = folder / OBSERVED_NAME
+    path.write_bytes(with_outputs(model, outputs))
+    backend = OnnxRuntimeBackend(path, outputs=outputs, threads=1)
+    path.unlink()
     count = len(work.images.files)
     return observe(backend, unique, _batches(work), count + _copies(count), work.progress)
 
@@ -195,12 +206,10 @@ def _first_images(work: Calibration) -> NDArray[np.float32]:
     return normalize(pixels, work.spec)
 
 
-def _fold(work: Calibration, folder: Path, folds: Sequence[Fold], chosen: Sequence[Equalization]) -> Path:
-    """Write the folded graph, and hold its function against the float graph's."""
-    path = folder / FOLDED_NAME
-    graph = load(work.model.path)
+def _fold(model: ir.Model, path: Path, folds: Sequence[Fold], chosen: Sequence[Equalization]) -> Path:
+    """Change `model`, and write it to `path`."""
     apply(
-        graph,
+        model,
         FoldChannels(
             [
                 ChannelFold(
@@ -215,34 +224,45 @@ def _fold(work: Calibration, folder: Path, folds: Sequence[Fold], chosen: Sequen
             ]
         ),
     )
-    save(graph, path)
-    images = _first_images(work)
-    before, after = (OnnxRuntimeBackend(file, threads=1).run(images) for file in (work.model.path, path))
+    save(model, path)
+    return path
+
+
+def _check_function(work: Calibration, path: Path, before: NDArray[np.float32]) -> None:
+    """Hold the folded graph's logits of the first images against what the float graph computed.
+
+    Raises:
+        ToolchainError: They differ by more than float32 rounds.
+    """
+    after = OnnxRuntimeBackend(path, threads=1).run(_first_images(work))
     error = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
     if not error <= FOLD_LIMIT:
         raise ToolchainError(
             f"Equalization changed the float model: logits differ by {error:.1e} of the largest, and {FOLD_LIMIT:.0e} is "
             "the limit. Build with --no-equalize, and please report the model's name."
         )
-    return path
 
 
 def _groups(
     work: Calibration,
-    folded: Path,
-    sites: Sequence[Site],
+    folded: ir.Model,
     activations: Mapping[str, Activation],
-    chosen: Mapping[Fold, Equalization],
+    equalizations: Mapping[str, Equalization],
 ) -> list[_Group]:
-    """The layers of the folded graph by the tensor that they read, each with its quantizer."""
-    equalizations = {site.node: equalization for fold, equalization in chosen.items() for site in fold.sites}
-    original = {site.node: site.activation for site in sites}
+    """The layers of the folded graph by the tensor that they read, each with its quantizer.
+
+    Args:
+        work: What is calibrated.
+        folded: The float model after equalization.
+        activations: What the layer read before it, by node.
+        equalizations: By node, of those that have one.
+    """
     members: dict[str, list[Site]] = {}
-    for site in find_sites(load(folded).graph, work.settings):
+    for site in find_sites(folded.graph, work.settings):
         members.setdefault(site.activation, []).append(site)
     pairs = []
     for group in members.values():
-        activation = activations[original[group[0].node]]
+        activation = activations[group[0].node]
         channels = len(activation.histogram.limit)
         plain = Equalization(scale=np.ones(channels), shift=np.zeros(channels), strength=0.0)
         pairs.append((tuple(group), activation, equalizations.get(group[0].node, plain)))
@@ -305,9 +325,9 @@ def _judge(
     return -mean.astype(np.float64) if better else None, float(-10 * np.log10(max(share, 1e-30)))
 
 
-def _inputs(work: Calibration, folded: Path) -> tuple[QuantizedInput, ...]:
+def _inputs(work: Calibration, folded: ir.Model, folder: Path) -> tuple[QuantizedInput, ...]:
     """The further tensors of placements B and C, observed in a second pass over the folded graph."""
-    graph = load(folded).graph
+    graph = folded.graph
     base = work.settings.placement.base
     points: tuple[Point, ...] = ()
     if base == "B":
@@ -319,8 +339,9 @@ def _inputs(work: Calibration, folded: Path) -> tuple[QuantizedInput, ...]:
     if not points:
         return ()
     with threadpool_limits(1):
-        seen = _observe(work, folded, [Tensor(name=point.tensor, per_channel=False) for point in points])
-    inputs = [_input(work, point, seen[point.tensor]) for point in points]
+        tensors = [Tensor(name=point.tensor, per_channel=False) for point in points]
+        seen = _observe(work, folded, tensors, folder)
+    inputs = [_input(work, point, seen.activations[point.tensor]) for point in points]
     return tuple(item for item in inputs if item is not None)
 
 

@@ -75,7 +75,13 @@ def equalize(fold: Fold, activation: Activation, cpu: CpuArithmetic | None, weig
     weights = np.max([np.abs(site.weight).max(axis=1) for site in fold.sites], axis=0).astype(np.float64)
     weights = np.maximum(weights, max(float(weights.max()) * SMALLEST_SHARE, 1e-12))
     candidates = [Equalization(scale=_scale(reach, weights, s), shift=shift, strength=s) for s in STRENGTHS]
-    errors = [output_error(fold.sites, activation, candidate, cpu, weight_share) for candidate in candidates]
+    # What the layers compute, and with it its power, is the same for every strength.
+    rows = activation.rows - shift.astype(np.float32)
+    powers = [float(np.square(rows @ site.weight).sum()) for site in fold.sites]
+    errors = [
+        output_error(fold.sites, powers, activation, candidate, cpu=cpu, weight_share=weight_share)
+        for candidate in candidates
+    ]
     return candidates[int(np.argmin(errors))]
 
 
@@ -96,13 +102,27 @@ def _one_sided_middle(activation: Activation) -> float:
     return (low + high) / 2 if smaller < ONE_SIDED * larger else 0.0
 
 
-def output_error(
-    sites: Sequence[Site], activation: Activation, chosen: Equalization, cpu: CpuArithmetic | None, weight_share: float
+def output_error(  # noqa: PLR0913 - what a layer's error depends on
+    sites: Sequence[Site],
+    powers: Sequence[float],
+    activation: Activation,
+    chosen: Equalization,
+    *,
+    cpu: CpuArithmetic | None,
+    weight_share: float,
 ) -> float:
     """Noise power over signal power at the layers' outputs, summed over `sites`.
 
     The noise of the activation and that of the weights are measured apart and added: they are independent, and rounding
     that compensates leaves only `weight_share` of the second.
+
+    Args:
+        sites: The layers, with their weights as they are without the scale.
+        powers: Of each layer's output on the kept rows: the sum of its squares.
+        activation: What they read.
+        chosen: Scale and shift.
+        cpu: Arithmetic of a CPU target; None for TensorRT.
+        weight_share: As for `equalize`.
     """
     values = Values.of(activation.histogram, chosen.scale, chosen.shift)
     low, high = values.percentile_range(DEFAULT_PERCENTILE)
@@ -110,12 +130,11 @@ def output_error(
     noise = Quantizer.covering(low, high, cpu)(rows) - rows
     bits = 8 if cpu is None else cpu.weight_bits
     total = 0.0
-    for site in sites:
+    for site, power in zip(sites, powers, strict=True):
         weight = (site.weight * chosen.scale[:, None]).astype(np.float32)
         levels, steps = quantize_weight(weight, bits)
-        signal = np.square(rows @ weight).sum()
         of_weights = np.square(rows @ (levels * steps - weight)).sum()
-        total += float((np.square(noise @ weight).sum() + weight_share * of_weights) / max(signal, 1e-30))
+        total += float((np.square(noise @ weight).sum() + weight_share * of_weights) / max(power, 1e-30))
     return total
 
 
@@ -132,9 +151,11 @@ def equalized_moments(activation: Activation, chosen: Equalization, step: float)
     """
     if activation.gram is None:
         raise ValueError("the activation was observed without second moments")
-    cross = np.outer(chosen.shift, activation.total)
-    moments = activation.gram - cross - cross.T + activation.gram_rows * np.outer(chosen.shift, chosen.shift)
-    moments = moments / np.outer(chosen.scale, chosen.scale)
+    # (x - s)(x - s)ᵀ, added up: G - s tᵀ - (t - n s) sᵀ. In place: a wide layer's moments are tens of MB.
+    moments = activation.gram.astype(np.float64)
+    moments -= np.outer(chosen.shift, activation.total)
+    moments -= np.outer(activation.total - activation.gram_rows * chosen.shift, chosen.shift)
+    moments /= chosen.scale
+    moments /= chosen.scale[:, None]
     moments[np.diag_indices_from(moments)] += activation.gram_rows * step**2 / 12
-    result: NDArray[np.float64] = moments
-    return result
+    return moments

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 
 from vitexport.quantize.observe import with_outputs
 from vitexport.quantize.place import Site
-from vitexport.rewrites import load
 from vitexport.rewrites.graph import add_constant, bias_index, constant, make_node, only_consumer, operand
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
@@ -57,16 +55,15 @@ class Fold:
         return self.kind in ("norm", "value")
 
 
-def find_folds(path: Path, sites: Sequence[Site], image: NDArray[np.float32]) -> tuple[Fold, ...]:
+def find_folds(model: ir.Model, sites: Sequence[Site], image: NDArray[np.float32]) -> tuple[Fold, ...]:
     """One fold for every group of layers that read the same activation.
 
     Args:
-        path: The float graph.
+        model: The float model; it is not changed.
         sites: Linear layers, of which those that read channels of a last axis are looked at.
         image: float32 [n, 3, height, width], as the graph takes it, to follow channels through the attention.
     """
-    graph = load(path).graph
-    nodes = {str(node.name): node for node in graph}
+    nodes = {str(node.name): node for node in model.graph}
     groups: dict[str, list[Site]] = {}
     for site in sites:
         if site.per_channel:
@@ -80,7 +77,7 @@ def find_folds(path: Path, sites: Sequence[Site], image: NDArray[np.float32]) ->
         else:
             unknown.append(members)
     tensors = {members[0].node: _linear_candidates(nodes[members[0].node]) for members in unknown if len(members) == 1}
-    columns = _columns(path, [name for names in tensors.values() for name in names], image)
+    columns = _columns(model, [name for names in tensors.values() for name in names], image)
     for members in unknown:
         site = members[0]
         tensor = next((name for name in tensors.get(site.node, ()) if name in columns), None)
@@ -199,7 +196,9 @@ def _from_attention(node: ir.Node) -> bool:
     return producer is not None and producer.op_type == "MatMul" and constant(producer.inputs[1]) is None
 
 
-def _columns(path: Path, tensors: Sequence[str], image: NDArray[np.float32]) -> Mapping[str, tuple[str, NDArray[np.int64]]]:
+def _columns(
+    model: ir.Model, tensors: Sequence[str], image: NDArray[np.float32]
+) -> Mapping[str, tuple[str, NDArray[np.int64]]]:
     """For each of `tensors` that allows it: the linear layer behind it, and which of its columns each channel is.
 
     Found by experiment, so that no layout of heads has to be known: the result of every linear layer is replaced by numbers
@@ -210,9 +209,9 @@ def _columns(path: Path, tensors: Sequence[str], image: NDArray[np.float32]) -> 
         return {}
     runs = []
     for sign in (1.0, -1.0):
-        model = load(path)
-        numbering = _number_columns(model.graph, sign)
-        backend = OnnxRuntimeBackend(with_outputs(model, tensors), exact=True, threads=1, outputs=tensors)
+        copy = model.clone()
+        numbering = _number_columns(copy.graph, sign)
+        backend = OnnxRuntimeBackend(with_outputs(copy, tensors), exact=True, threads=1, outputs=tensors)
         runs.append([sign * tensor.reshape(-1, tensor.shape[-1]) for tensor in backend.tensors(image)])
     found = {}
     for name, up, down in zip(tensors, *runs, strict=True):
@@ -240,16 +239,20 @@ def _number_columns(graph: ir.Graph, sign: float) -> dict[str, tuple[int, int]]:
         add = only_consumer(node.outputs[0])
         last = add if add is not None and bias_index(add, width) is not None else node
         result = last.outputs[0]
+        # Tokens by the shape of what the layer reads; neither the layer nor its weight is needed for that.
+        last_axis = add_constant(graph, f"{node.name}/axis", np.asarray([-1], np.int64))
         zero = add_constant(graph, f"{node.name}/zero", np.zeros((), np.float32))
         numbers = add_constant(graph, f"{node.name}/numbers", (sign * np.arange(start, start + width)).astype(np.float32))
-        readers = list(result.uses())
-        nothing = make_node("Mul", [result, zero], name=f"{node.name}/nothing", dtype=ir.DataType.FLOAT, shape=result.shape)
+        sums = make_node(
+            "ReduceSum", [node.inputs[0], last_axis], name=f"{node.name}/sums", dtype=ir.DataType.FLOAT, shape=None
+        )
+        nothing = make_node("Mul", [sums.outputs[0], zero], name=f"{node.name}/nothing", dtype=ir.DataType.FLOAT, shape=None)
         numbered = make_node(
             "Add", [nothing.outputs[0], numbers], name=f"{node.name}/numbered", dtype=ir.DataType.FLOAT, shape=result.shape
         )
-        for use in readers:
+        for use in list(result.uses()):
             use.node.replace_input_with(use.idx, numbered.outputs[0])
-        graph.insert_after(last, [nothing, numbered])
+        graph.insert_after(last, [sums, nothing, numbered])
         # Who asks for the layer's result by name gets the numbers.
         result.name, numbered.outputs[0].name = numbered.outputs[0].name, result.name
         start += width

@@ -10,11 +10,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vitexport.artifacts import Progress
 from vitexport.errors import InputError
@@ -24,7 +25,7 @@ Rows = NDArray[np.float32]
 
 CHANNEL_BINS = 512
 # Rows of each activation that are counted; every GRAM_STRIDE-th enters the second moments, every KEEP_STRIDE-th is kept.
-ROWS = 16_384
+ROWS = 8_192
 GRAM_STRIDE = 4
 KEEP_STRIDE = 32
 # Rows gathered before they are folded in: large enough for one efficient matrix product, small enough for memory.
@@ -59,8 +60,8 @@ class ChannelHistogram:
         # The factor is a power of two and rounds nothing; adding the limit before would, and a value just below an edge
         # could then change its bin when the limit grows.
         scaled = rows * (CHANNEL_BINS / (2 * self.limit)).astype(np.float32)
-        index = np.floor(scaled, out=scaled).astype(np.int32)
-        index += (np.arange(rows.shape[1]) * CHANNEL_BINS + CHANNEL_BINS // 2).astype(np.int32)
+        index = np.floor(scaled, out=scaled).astype(np.intp)
+        index += np.arange(rows.shape[1]) * CHANNEL_BINS + CHANNEL_BINS // 2
         self.counts += np.bincount(index.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape)
 
     def _grow(self, largest: NDArray[np.float64]) -> None:
@@ -107,6 +108,19 @@ class Activation:
     rows: Rows
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """What one pass over the images saw.
+
+    Attributes:
+        activations: By name of the tensor.
+        first_logits: float32 [n, classes], of the first batch.
+    """
+
+    activations: Mapping[str, Activation]
+    first_logits: Rows
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
     """An activation to observe.
@@ -147,7 +161,8 @@ class _Gathering:
         self.seen = 0
         self.kept: list[Rows] = []
 
-    def fold(self, rows: Rows) -> None:
+    def fold(self, parts: Sequence[Rows]) -> None:
+        rows = np.concatenate(parts)
         channels = rows.shape[1]
         if self.histogram is None or self.total is None:
             self.histogram, self.total = ChannelHistogram(channels), np.zeros(channels)
@@ -155,6 +170,7 @@ class _Gathering:
         self.histogram.add(rows)
         chosen = rows[-self.seen % GRAM_STRIDE :: GRAM_STRIDE]
         if self.gram is not None:
+            # NumPy sees that this is symmetric, and computes one half.
             self.gram += chosen.T @ chosen
         self.total += chosen.sum(axis=0, dtype=np.float64)
         self.gram_rows += len(chosen)
@@ -175,7 +191,7 @@ class _Gathering:
 
 def observe(
     backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batches: Iterable[Batch], total: int, progress: Progress
-) -> Mapping[str, Activation]:
+) -> Observation:
     """Run every batch and gather what is known of `tensors`.
 
     The batches run side by side, each on one thread, and are folded in in their order: the result does not depend on the
@@ -192,15 +208,31 @@ def observe(
         InputError: An activation or a logit is NaN or infinite.
     """
     gatherings = [_Gathering(tensor) for tensor in tensors]
+    first_logits: Rows | None = None
+    folding: list[Future[None]] = []
     done = 0
     with ThreadPoolExecutor(available_threads()) as pool:
         for chunk in _chunks(batches):
-            parts = list(pool.map(lambda batch: _rows(backend, tensors, batch), chunk))
-            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-            list(pool.map(_Gathering.fold, gatherings, columns))
+            # The pool still folds the chunk before, while this one's images were read.
+            results = list(pool.map(lambda batch: _rows(backend, tensors, batch), chunk))
+            first_logits = results[0][1] if first_logits is None else first_logits
+            parts = zip(*(rows for rows, _ in results), strict=True)
+            _finish(folding)
+            folding = [pool.submit(gathering.fold, rows) for gathering, rows in zip(gatherings, parts, strict=True)]
+            del results, parts
             done += sum(len(batch.images) for batch in chunk)
             progress("calibrating", min(done, total), total)
-    return {gathering.tensor.name: gathering.result() for gathering in gatherings}
+        _finish(folding)
+    if first_logits is None:
+        raise InputError("No calibration image was observed.")
+    activations = {gathering.tensor.name: gathering.result() for gathering in gatherings}
+    return Observation(activations=activations, first_logits=first_logits)
+
+
+def _finish(tasks: Iterable[Future[None]]) -> None:
+    """Wait for each, and raise what it raised."""
+    for task in tasks:
+        task.result()
 
 
 def _chunks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -210,11 +242,12 @@ def _chunks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         yield [first, *itertools.islice(iterator, more)]
 
 
-def _rows(backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batch: Batch) -> list[Rows]:
+def _rows(backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batch: Batch) -> tuple[list[Rows], Rows]:
+    """The rows that are picked from each of `tensors`, and the logits."""
     *activations, logits = backend.tensors(batch.images)
     if not np.isfinite(logits).all():
         raise InputError("The float model computes NaN or infinity on a calibration image; it cannot be quantized.")
-    return [_pick(values, tensor, batch) for values, tensor in zip(activations, tensors, strict=True)]
+    return [_pick(values, tensor, batch) for values, tensor in zip(activations, tensors, strict=True)], logits
 
 
 def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
@@ -226,16 +259,18 @@ def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
     # A pool of single values has many more of them than a token has.
     take = min(batch.rows if tensor.per_channel else batch.rows * 32, length)
     steps = np.arange(take) * length // take
-    index = (steps + (batch.first + np.arange(count))[:, None]) % length
-    picked: Rows = np.take_along_axis(tokens, index[:, :, None], axis=1).reshape(-1, channels)
+    images = np.arange(count)[:, None]
+    picked: Rows = tokens[images, (steps + batch.first + images) % length].reshape(-1, channels)
     return picked
 
 
 def with_outputs(model: ir.Model, tensors: Sequence[str]) -> bytes:
-    """`model`, changed to have `tensors` as its outputs, serialized."""
-    values = {value.name: value for value in model.graph.inputs}
-    values |= {output.name: output for node in model.graph for output in node.outputs}
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(values[name] for name in dict.fromkeys(tensors))
-    serialized: bytes = ir.to_proto(model).SerializeToString()
+    """A copy of `model` that has `tensors` as its outputs and computes nothing else, serialized."""
+    copy = model.clone()
+    values = {value.name: value for value in copy.graph.inputs}
+    values |= {output.name: output for node in copy.graph for output in node.outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(values[name] for name in dict.fromkeys(tensors))
+    RemoveUnusedNodesPass()(copy)
+    serialized: bytes = ir.to_proto(copy).SerializeToString()
     return serialized

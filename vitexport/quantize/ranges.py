@@ -47,12 +47,14 @@ class Values:
         high = (histogram.high - shift) / scale
         bottom, top = float(low.min()), float(high.max())
         width = max(top - bottom, 1e-12) / BINS
-        edges = (np.arange(CHANNEL_BINS) + 0.5) / (CHANNEL_BINS / 2) - 1
-        values = (edges * histogram.limit[:, None] - shift[:, None]) / scale[:, None]
+        # Most bins of a channel are empty: it fills its range up to the next power of two, and thinly at the ends.
+        channel, place = np.nonzero(histogram.counts)
+        middle = (place + 0.5) / (CHANNEL_BINS / 2) - 1
+        values = (middle * histogram.limit[channel] - shift[channel]) / scale[channel]
         # The middle of an outermost bin may lie beyond what was seen.
-        values = np.clip(values, low[:, None], high[:, None])
-        index = np.minimum(((values - bottom) / width).astype(np.int64), BINS - 1)
-        counts = np.bincount(index.reshape(-1), weights=histogram.counts.reshape(-1), minlength=BINS)
+        values = np.clip(values, low[channel], high[channel])
+        index = np.minimum(((values - bottom) / width).astype(np.intp), BINS - 1)
+        counts = np.bincount(index, weights=histogram.counts[channel, place], minlength=BINS)
         centers = np.asarray(bottom + (np.arange(BINS) + 0.5) * width, np.float64)
         return cls(centers=centers, counts=np.asarray(counts, np.float64), low=bottom, high=top)
 

@@ -16,7 +16,7 @@ SMALLEST_SCALE = np.float32(np.finfo(np.float16).tiny)
 LARGEST_SCALE = np.float32(np.finfo(np.float16).max)
 # Added to the diagonal of the second moments, as a share of its mean: keeps channels that hardly vary from being bent far.
 DAMPING = 0.01
-BLOCK = 128
+BLOCK = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,16 +124,14 @@ def quantize_weight_gptq(
 
 
 def _inverse_factor(moments: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Upper triangular U with UᵀU = inverse of the damped `moments`."""
-    damped = moments.copy()
+    """Upper triangular U with UᵀU = inverse of `moments`, which are damped in place."""
     mean = float(np.diag(moments).mean())
-    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
+    moments[np.diag_indices_from(moments)] += DAMPING * mean if mean > 0 else 1.0
     # Reversing both axes turns the lower factor of the reversed matrix into an upper one: U = inverse of that, so no
     # second factorization of the inverse is needed.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
-    upper = lower[::-1, ::-1]
-    inverse, _ = lapack.dtrtri(np.asfortranarray(upper), lower=0)
-    factor: NDArray[np.float32] = np.triu(inverse).astype(np.float32)
+    lower = np.linalg.cholesky(moments[::-1, ::-1])
+    inverse, _ = lapack.strtri(np.asfortranarray(lower, np.float32), lower=1, overwrite_c=1)
+    factor: NDArray[np.float32] = np.ascontiguousarray(inverse[::-1, ::-1])
     return factor
 
 

@@ -14,6 +14,9 @@ from onnx_ir.passes import InPlacePass, PassError, Sequential
 
 from vitexport.errors import ToolchainError
 
+# Types that NumPy has itself; the others are left to the message.
+_PLAIN = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64)
+
 __all__ = ["InPlacePass", "apply", "load", "save"]
 
 
@@ -36,7 +39,13 @@ def apply(model: ir.Model, *rewrites: InPlacePass) -> None:
 
 def load(path: Path) -> ir.Model:
     """Read an ONNX file that `save` wrote."""
-    return ir.from_proto(onnx.load(path))
+    model = ir.from_proto(onnx.load(path))
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype in _PLAIN:
+            # A tensor that stays in the protobuf message is copied each time that it is looked at.
+            value.const_value = ir.tensor(tensor.numpy(), name=tensor.name)
+    return model
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -48,9 +57,9 @@ def save(model: ir.Model, path: Path) -> None:
     opset = model.graph.opset_imports[""]
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.producer_name, model.producer_version = "vitexport", None
-    proto = ir.to_proto(model)
+    data = ir.to_proto(model).SerializeToString(deterministic=True)
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(data)
     except onnx.checker.ValidationError as error:
         raise ToolchainError(f"ONNX's checker refuses the graph written to {path.name}: {error}") from error
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    path.write_bytes(data)
