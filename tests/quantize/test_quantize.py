@@ -19,11 +19,11 @@ from vitexport.legality import qdq_violations
 from vitexport.preprocess import normalize
 from vitexport.quantize import Observer, Placement, QuantSettings, quantize
 from vitexport.quantize.degrade import degraded
-from vitexport.quantize.fold import find_folds
+from vitexport.quantize.fold import find_folds, find_score_folds
 from vitexport.quantize.observe import with_outputs
-from vitexport.quantize.place import linear_sites
+from vitexport.quantize.place import attention_points, linear_sites
 from vitexport.rewrites import apply, load, save
-from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
+from vitexport.rewrites.fold_channels import FoldChannels
 from vitexport.runtime.backends import open_onnx
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.targets import CpuArithmetic, machine_cpu, misfit, resolve
@@ -407,16 +407,7 @@ def with_large_channels(folder: Path, images: NDArray[np.float32]) -> OnnxModel:
             scale = np.ones(fold.sites[0].weight.shape[0])
             large = (64, 256, 1024) if fold.kind == "norm" else (16, 64)
             scale[random.permutation(len(scale))[: len(large)]] /= large
-            folds.append(
-                ChannelFold(
-                    kind=fold.kind,
-                    producer=fold.producer,
-                    columns=fold.columns,
-                    layers=tuple(site.node for site in fold.sites),
-                    scale=scale,
-                    shift=np.zeros(len(scale)),
-                )
-            )
+            folds.append(fold.change(scale, np.zeros(len(scale))))
     assert len(folds) == 9
     apply(graph, FoldChannels(folds))
     path = folder / "large.onnx"
@@ -441,6 +432,37 @@ def test_equalization_recovers_large_channels(cpu: str | None, tmp_path: Path, p
         )
         found[equalize] = sqnr(wanted, run(result.onnx.path, pixels))
     assert found[True] >= (45 if cpu is None else 40), found
+    assert found[False] < 30, found
+
+
+def test_q_and_k_are_equalized_against_each_other_where_their_product_is_quantized(
+    tmp_path: Path, pixels: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some channels of q are made 64 times larger and those of k smaller: the same function, but not for one scale."""
+    calibrate = sys.modules["vitexport.quantize.calibrate"]
+    # Only the products of q and k: those of the softmax would hide what is looked at.
+    monkeypatch.setattr(
+        calibrate,
+        "attention_points",
+        lambda *words: tuple(p for p in attention_points(*words) if p.node.endswith("/MatMul")),
+    )
+    model, spec = placed(tmp_path, "1:4:8", model="sample"), live("sample")[1].preprocess
+    graph = load(model.path)
+    for fold in find_score_folds(graph, attention_points(graph.graph, placement("B")), pixels[:1]):
+        scale = np.ones(fold.q.shape)
+        scale[:, ::8] = 1 / 64
+        apply(graph, FoldChannels(fold.changes(scale, np.zeros(scale.shape))))
+    save(graph, tmp_path / "large.onnx")
+    large = OnnxModel.of(tmp_path / "large.onnx", opset=20, batch=model.batch, precision="fp32")
+    wanted = run(large.path, pixels)
+    np.testing.assert_allclose(wanted, run(exported("1:4:8", model="sample"), pixels), atol=1e-4)
+    found = {}
+    for equalize in (True, False):
+        result = quantize(large, digits(64), spec, tmp_path, cpu=None, settings=placement("B", equalize=equalize))
+        found[equalize] = sqnr(wanted, run(result.onnx.path, pixels))
+        strengths = [result.recipe.strengths.get(f"blocks.{block}.attn/MatMul", 0) for block in range(3)]
+        assert all(strengths) == equalize
+    assert found[True] >= 42, found
     assert found[False] < 30, found
 
 

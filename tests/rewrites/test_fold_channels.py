@@ -47,14 +47,7 @@ def drawn(fold: Fold, seed: int, spread: float) -> ChannelFold:
     shift = random.normal(0, 0.5, channels if fold.shifts_channels else 1)
     if fold.kind == "product":
         shift = np.zeros(1)
-    return ChannelFold(
-        kind=fold.kind,
-        producer=fold.producer,
-        columns=fold.columns,
-        layers=tuple(site.node for site in fold.sites),
-        scale=scale,
-        shift=np.broadcast_to(shift, channels).copy(),
-    )
+    return fold.change(scale, np.broadcast_to(shift, channels).copy())
 
 
 def difference(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:

@@ -21,15 +21,21 @@ from vitexport.datasets import ImageSet
 from vitexport.errors import InputError, ToolchainError, UsageError
 from vitexport.preprocess import PreprocessSpec, normalize
 from vitexport.quantize.degrade import degraded
-from vitexport.quantize.equalize import Equalization, equalize, equalized_moments, equalized_rows
-from vitexport.quantize.fold import Fold, find_folds
+from vitexport.quantize.equalize import (
+    Equalization,
+    equalize,
+    equalize_scores,
+    equalized_moments,
+    equalized_rows,
+)
+from vitexport.quantize.fold import ScoreFold, find_folds, find_score_folds
 from vitexport.quantize.observe import ROWS, Activation, Batch, Observation, Tensor, observe, with_outputs
 from vitexport.quantize.place import Point, Site, attention_points, find_sites, residual_points
 from vitexport.quantize.ranges import Range, Values, choose_range
 from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.rewrites import apply, load, save
-from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
+from vitexport.rewrites.fold_channels import FoldChannels
 from vitexport.rewrites.insert_qdq import QuantizedInput, QuantizedLinear
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
 from vitexport.targets import CpuArithmetic
@@ -61,7 +67,7 @@ class Calibrated:
         inputs: Further quantized inputs, of placements B and C.
         modules: timm module by node.
         ranges: Activation range by module, as the layer reads it.
-        strengths: Equalization strength by module.
+        strengths: Equalization strength by module, and that of q against k by the node that multiplies them.
         layer_db: SQNR of each layer's own output on calibration rows, by module: the cheap measure of its sensitivity.
     """
 
@@ -125,14 +131,23 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     if not sites:
         raise InputError(_nothing(work.settings))
     with threadpool_limits(1):
-        seen = _observe(work, model, [_tensor(site) for site in sites], folder)
-        folds = find_folds(model, sites, _first_images(work)) if work.settings.equalize else ()
+        images = _first_images(work)
+        folds = find_folds(model, sites, images) if work.settings.equalize else ()
+        points = _points(work, model.graph)
+        score_folds = find_score_folds(model, points, images) if work.settings.equalize else ()
+        seen = _observe(work, model, [*_tensors(work, sites), *_results(score_folds)], folder)
         share = 1.0 if work.settings.rounding == "nearest" else GPTQ_SHARE
         chosen = _each(lambda fold: equalize(fold, seen.activations[fold.sites[0].activation], work.cpu, share), folds)
         equalizations = {
             site.node: equalization for fold, equalization in zip(folds, chosen, strict=True) for site in fold.sites
         }
-        path = _fold(model, folder / FOLDED_NAME, folds, chosen)
+        scores = _each(lambda fold: equalize_scores(fold, *(seen.activations[name] for name in fold.results)), score_folds)
+        changes = [fold.change(best.scale, best.shift) for fold, best in zip(folds, chosen, strict=True)]
+        for fold, best in zip(score_folds, scores, strict=True):
+            changes += fold.changes(best.scale, best.shift)
+        apply(model, FoldChannels(changes))
+        path = folder / FOLDED_NAME
+        save(model, path)
         _check_function(work, path, seen.first_logits)
         original = {site.node: site.activation for site in sites}
         groups = _groups(work, model, {node: seen.activations[name] for node, name in original.items()}, equalizations)
@@ -146,7 +161,10 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         inputs=_inputs(work, model, folder),
         modules=modules,
         ranges={site.module: group.limits for group in groups for site in group.sites},
-        strengths={site.module: group.equalization.strength for group in groups for site in group.sites},
+        strengths={
+            **{site.module: group.equalization.strength for group in groups for site in group.sites},
+            **{fold.product: chosen.strength for fold, chosen in zip(score_folds, scores, strict=True)},
+        },
         layer_db={modules[layer.node]: decibels for layer, decibels in results},
     )
 
@@ -163,8 +181,17 @@ def _each(step: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(step, items))
 
 
-def _tensor(site: Site) -> Tensor:
-    return Tensor(name=site.activation, per_channel=site.per_channel)
+def _tensors(work: Calibration, sites: Sequence[Site]) -> list[Tensor]:
+    return [
+        Tensor(
+            name=site.activation, per_channel=site.per_channel, moments=site.per_channel and work.settings.rounding == "gptq"
+        )
+        for site in sites
+    ]
+
+
+def _results(folds: Sequence[ScoreFold]) -> list[Tensor]:
+    return [Tensor(name=name, per_channel=True) for fold in folds for name in fold.results]
 
 
 def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor], folder: Path) -> Observation:
@@ -204,28 +231,6 @@ def _first_images(work: Calibration) -> NDArray[np.float32]:
     count = len(work.images.files)
     pixels = work.images.pixels(work.spec, [index % count for index in range(work.model.batch.minimum)])
     return normalize(pixels, work.spec)
-
-
-def _fold(model: ir.Model, path: Path, folds: Sequence[Fold], chosen: Sequence[Equalization]) -> Path:
-    """Change `model`, and write it to `path`."""
-    apply(
-        model,
-        FoldChannels(
-            [
-                ChannelFold(
-                    kind=fold.kind,
-                    producer=fold.producer,
-                    columns=fold.columns,
-                    layers=tuple(site.node for site in fold.sites),
-                    scale=equalization.scale,
-                    shift=equalization.shift,
-                )
-                for fold, equalization in zip(folds, chosen, strict=True)
-            ]
-        ),
-    )
-    save(model, path)
-    return path
 
 
 def _check_function(work: Calibration, path: Path, before: NDArray[np.float32]) -> None:
@@ -325,17 +330,20 @@ def _judge(
     return -mean.astype(np.float64) if better else None, float(-10 * np.log10(max(share, 1e-30)))
 
 
+def _points(work: Calibration, graph: ir.Graph) -> tuple[Point, ...]:
+    """The further tensors that placements B and C quantize."""
+    base = work.settings.placement.base
+    if base == "A":
+        return ()
+    points = attention_points(graph, work.settings) if base == "B" else residual_points(graph, work.settings)
+    if not points:
+        raise UsageError(f"Placement {base} finds nothing to quantize in this model beyond A; use --placement A.")
+    return points
+
+
 def _inputs(work: Calibration, folded: ir.Model, folder: Path) -> tuple[QuantizedInput, ...]:
     """The further tensors of placements B and C, observed in a second pass over the folded graph."""
-    graph = folded.graph
-    base = work.settings.placement.base
-    points: tuple[Point, ...] = ()
-    if base == "B":
-        points = attention_points(graph, work.settings)
-    elif base == "C":
-        points = residual_points(graph, work.settings)
-    if base != "A" and not points:
-        raise UsageError(f"Placement {base} finds nothing to quantize in this model beyond A; use --placement A.")
+    points = _points(work, folded.graph)
     if not points:
         return ()
     with threadpool_limits(1):

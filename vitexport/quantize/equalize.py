@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.quantize.fold import Fold
+from vitexport.quantize.fold import Fold, ScoreFold
 from vitexport.quantize.observe import Activation
 from vitexport.quantize.place import Site
 from vitexport.quantize.ranges import Values
@@ -22,12 +22,15 @@ from vitexport.quantize.settings import DEFAULT_PERCENTILE
 from vitexport.targets import CpuArithmetic
 
 Vector = NDArray[np.float64]
+Vector32 = NDArray[np.float32]
 
 # A channel's range for the purpose of its scale and shift. A channel's own extremes are too few values to hang a scale on:
 # with them the sample lost 4 dB on noisy images against this percentile.
 CHANNEL_PERCENTILE = 99.95
 # Strength 1 gives every channel the same range; 0 leaves all as they are; SmoothQuant's own choice is 0.5.
 STRENGTHS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
+# Of q against k, at 0.5 a channel has the same range in both.
+SCORE_STRENGTHS = (0.25, 0.5, 0.75)
 # Channels smaller than this share of the largest are not made any larger: real ones are up to some thousand times apart,
 # and beyond that the folded γ would come near the end of float16.
 SMALLEST_SHARE = 2.0**-14
@@ -69,11 +72,9 @@ def equalize(fold: Fold, activation: Activation, cpu: CpuArithmetic | None, weig
         shift = np.zeros(len(low))
     if not fold.scales:
         return Equalization(scale=plain, shift=shift, strength=0.0)
-    reach = np.maximum(high - shift, shift - low)
-    reach = np.maximum(reach, max(float(reach.max()) * SMALLEST_SHARE, 1e-12))
+    reach = _floored(np.maximum(high - shift, shift - low))
     # float64 on purpose: a real model's weights span many decades.
-    weights = np.max([np.abs(site.weight).max(axis=1) for site in fold.sites], axis=0).astype(np.float64)
-    weights = np.maximum(weights, max(float(weights.max()) * SMALLEST_SHARE, 1e-12))
+    weights = _floored(np.max([np.abs(site.weight).max(axis=1) for site in fold.sites], axis=0).astype(np.float64))
     candidates = [Equalization(scale=_scale(reach, weights, s), shift=shift, strength=s) for s in STRENGTHS]
     # What the layers compute, and with it its power, is the same for every strength.
     rows = activation.rows - shift.astype(np.float32)
@@ -87,7 +88,7 @@ def equalize(fold: Fold, activation: Activation, cpu: CpuArithmetic | None, weig
 
 def _scale(reach: Vector, weights: Vector, strength: float) -> Vector:
     if strength == 0.0:
-        return np.ones(len(reach))
+        return np.ones(reach.shape)
     scale: Vector = reach**strength / weights ** (1 - strength)
     normalized: Vector = scale / np.exp(np.log(scale).mean())
     return normalized
@@ -136,6 +137,55 @@ def output_error(  # noqa: PLR0913 - what a layer's error depends on
         of_weights = np.square(rows @ (levels * steps - weight)).sum()
         total += float((np.square(noise @ weight).sum() + weight_share * of_weights) / max(power, 1e-30))
     return total
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreEqualization:
+    """What q is divided and k multiplied by, and what is taken off k before; float64 [heads, channels] each."""
+
+    scale: Vector
+    shift: Vector
+    strength: float
+
+
+def equalize_scores(fold: ScoreFold, q: Activation, k: Activation) -> ScoreEqualization:
+    """Choose the strength with the least error of the scores, on the rows that were kept; 0 leaves q and k as they are.
+
+    Args:
+        fold: The attention.
+        q: What was seen of the result of q's producer.
+        k: The same of k's.
+    """
+    low, high = (side[fold.q] for side in q.histogram.percentile_range(CHANNEL_PERCENTILE))
+    q_reach = _floored(np.maximum(np.abs(low), np.abs(high)))
+    low, high = (side[fold.k] for side in k.histogram.percentile_range(CHANNEL_PERCENTILE))
+    shift = (low + high) / 2
+    k_reach = _floored((high - low) / 2)
+    candidates = [
+        ScoreEqualization(scale=np.ones(shift.shape), shift=np.zeros(shift.shape), strength=0.0),
+        *(ScoreEqualization(scale=_scale(q_reach, k_reach, s), shift=shift, strength=s) for s in SCORE_STRENGTHS),
+    ]
+    errors = [_score_error(q.rows[:, fold.q], k.rows[:, fold.k], candidate) for candidate in candidates]
+    return candidates[int(np.argmin(errors))]
+
+
+def _score_error(q: Vector32, k: Vector32, chosen: ScoreEqualization) -> float:
+    """Power of the scores' noise, where `q` and `k` float32 [rows, heads, channels] are quantized, one scale for each."""
+    queries, keys = q / chosen.scale, (k - chosen.shift) * chosen.scale
+    noises = [
+        Quantizer.covering(-float(np.abs(side).max()), float(np.abs(side).max()), None)(side) - side
+        for side in (queries.astype(np.float32), keys.astype(np.float32))
+    ]
+    of_queries = np.einsum("nhc,mhc->hnm", noises[0], keys, optimize=True)
+    of_keys = np.einsum("nhc,mhc->hnm", queries, noises[1], optimize=True)
+    # The softmax takes out what all keys of a query have in common.
+    of_keys = of_keys - of_keys.mean(axis=2, keepdims=True)
+    of_queries = of_queries - of_queries.mean(axis=2, keepdims=True)
+    return float(np.square(of_queries).sum() + np.square(of_keys).sum())
+
+
+def _floored(reach: Vector) -> Vector:
+    return np.maximum(reach, max(float(reach.max()) * SMALLEST_SHARE, 1e-12))
 
 
 def equalized_rows(activation: Activation, chosen: Equalization) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@
 - ``value``: the columns of qkv that become v → attention → proj. The rows of a softmax sum to one, so what v is scaled and
   shifted by arrives unchanged at the projection.
 - ``product``: one factor of a gated unit → fc2: the columns of the layer that computes that factor take the scale; no shift.
+- ``scores``: q against k, of an attention whose products are quantized (placement B): a scale each, and a shift of k.
 - ``after``: anything else (GELU): no scale, and one number taken off behind it, so that a one-sided activation uses both
   halves of a symmetric quantizer. TensorRT only: a CPU's quantizer has a zero point.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,11 +21,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitexport.quantize.observe import with_outputs
-from vitexport.quantize.place import Site
-from vitexport.rewrites.graph import add_constant, bias_index, constant, make_node, only_consumer, operand
+from vitexport.quantize.place import Point, Site, scores_of
+from vitexport.rewrites.fold_channels import ChannelFold
+from vitexport.rewrites.graph import Vector, add_constant, bias_index, constant, make_node, only_consumer, operand
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 Kind = Literal["norm", "value", "product", "after"]
+
+# Numbers of columns are whole; what arrives may be this far from one.
+SAME = 0.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +58,55 @@ class Fold:
     def shifts_channels(self) -> bool:
         """Whether each channel may have a shift of its own."""
         return self.kind in ("norm", "value")
+
+    def change(self, scale: Vector, shift: Vector) -> ChannelFold:
+        """That the activation x becomes (x - `shift`) / `scale`, float64 [channels] each."""
+        layers = tuple(site.node for site in self.sites)
+        return ChannelFold(
+            kind=self.kind, producer=self.producer, columns=self.columns, layers=layers, scale=scale, shift=shift
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreFold:
+    """One attention whose q and k may be scaled against each other, and whose k may be shifted.
+
+    The scores are sums of q · k over channels: what divides one may multiply the other. A shift of k adds the same to all
+    scores of one query, and the softmax takes it out again.
+
+    Attributes:
+        product: Name of the MatMul of q and k.
+        producers: Names of the linear layers that compute q and k; often one and the same.
+        results: What they compute, their biases included: names of tensors.
+        q, k: int64 [heads, channels]: columns of the producers that are multiplied with each other.
+    """
+
+    product: str
+    producers: tuple[str, str]
+    results: tuple[str, str]
+    q: NDArray[np.int64]
+    k: NDArray[np.int64]
+
+    def changes(self, scale: Vector, shift: Vector) -> tuple[ChannelFold, ChannelFold]:
+        """That q becomes q / `scale` and k becomes (k - `shift`) · `scale`, float64 [heads, channels] each.
+
+        No layer has to undo either: each undoes the other.
+        """
+        return (
+            _columns_change(self.producers[0], self.q, scale, np.zeros(shift.shape)),
+            _columns_change(self.producers[1], self.k, 1 / scale, shift),
+        )
+
+
+def _columns_change(producer: str, columns: NDArray[np.int64], scale: Vector, shift: Vector) -> ChannelFold:
+    return ChannelFold(
+        kind="value",
+        producer=producer,
+        columns=columns.reshape(-1),
+        layers=(),
+        scale=scale.reshape(-1),
+        shift=shift.reshape(-1),
+    )
 
 
 def find_folds(model: ir.Model, sites: Sequence[Site], image: NDArray[np.float32]) -> tuple[Fold, ...]:
@@ -207,53 +261,153 @@ def _columns(
     """
     if not tensors:
         return {}
-    runs = []
-    for sign in (1.0, -1.0):
-        copy = model.clone()
-        numbering = _number_columns(copy.graph, sign)
-        backend = OnnxRuntimeBackend(with_outputs(copy, tensors), exact=True, threads=1, outputs=tensors)
-        runs.append([sign * tensor.reshape(-1, tensor.shape[-1]) for tensor in backend.tensors(image)])
+    numbering = _numbering(model.graph)
+    up = _numbered(model, numbering, tensors, image, np.positive)
+    down = _numbered(model, numbering, tensors, image, np.negative)
     found = {}
-    for name, up, down in zip(tensors, *runs, strict=True):
-        columns = np.rint(up[0]).astype(np.int64)
-        same = np.abs(up - columns).max() < 0.25 and np.abs(down - columns).max() < 0.25
-        layer = next((name for name, (first, width) in numbering.items() if first <= columns.min() < first + width), None)
-        if not same or layer is None or len(set(columns.tolist())) != len(columns):
-            continue
-        first, width = numbering[layer]
-        if columns.max() < first + width:
-            found[name] = (layer, columns - first)
+    for name in tensors:
+        first = up[name].reshape(-1, up[name].shape[-1])
+        columns = np.rint(first[0]).astype(np.int64)
+        others = np.stack([first, -down[name].reshape(first.shape)])
+        behind = _layer_of(columns, numbering)
+        if np.abs(others - columns).max() < SAME and behind is not None and len(set(columns.tolist())) == len(columns):
+            found[name] = (behind, columns - numbering[behind].first)
     return found
 
 
-def _number_columns(graph: ir.Graph, sign: float) -> dict[str, tuple[int, int]]:
-    """Replace the result of every linear layer by the numbers of its columns; returns first number and width by layer."""
-    numbering: dict[str, tuple[int, int]] = {}
+def find_score_folds(model: ir.Model, points: Sequence[Point], image: NDArray[np.float32]) -> tuple[ScoreFold, ...]:
+    """The attentions among `points` whose q and k are columns of linear layers, each by a constant factor at most.
+
+    A rotation by position or a normalization of q or k in between leaves nothing to fold here.
+
+    Args:
+        model: The float model; it is not changed.
+        points: Inputs that will be quantized; only the products of q and k among their nodes are looked at.
+        image: As for `find_folds`.
+    """
+    nodes = {str(node.name): node for node in model.graph}
+    pairs: dict[str, dict[int, str]] = {}
+    for point in points:
+        if nodes[point.node].op_type == "MatMul" and scores_of(nodes[point.node]) is None:
+            pairs.setdefault(point.node, {})[point.index] = point.tensor
+    tensors = [name for pair in pairs.values() for name in pair.values()]
+    if not tensors:
+        return ()
+    numbering = _numbering(model.graph)
+    up = _numbered(model, numbering, tensors, image, np.positive)
+    down = _numbered(model, numbering, tensors, image, np.negative)
+    ones = _numbered(model, numbering, tensors, image, np.ones_like)
+    results = {name: result_of(nodes[name]).name or "" for name in numbering}
+    folds = []
+    for product, pair in pairs.items():
+        # Tokens are the last but one axis of q, and the last one of the transposed k.
+        q = _scaled_columns(*(run[pair[0]] for run in (up, down, ones)), numbering=numbering)
+        k = _scaled_columns(*(run[pair[1]].swapaxes(-1, -2) for run in (up, down, ones)), numbering=numbering)
+        heads = _pairs(q[1], k[1]) if q is not None and k is not None else None
+        if q is not None and k is not None and heads is not None:
+            folds.append(
+                ScoreFold(
+                    product=product, producers=(q[0], k[0]), results=(results[q[0]], results[k[0]]), q=heads[0], k=heads[1]
+                )
+            )
+    return tuple(folds)
+
+
+def _scaled_columns(
+    up: NDArray[np.float32],
+    down: NDArray[np.float32],
+    ones: NDArray[np.float32],
+    *,
+    numbering: Mapping[str, _Numbers],
+) -> tuple[str, NDArray[np.int64]] | None:
+    """The layer behind a tensor [..., tokens, channels], and its columns [heads, channels], a constant factor aside."""
+    # The same factor for every token, or a shift of k would not be the same for every key.
+    factor = ones[..., :1, :]
+    factor = np.where((factor == 0) | (np.abs(ones - factor) > 1e-6 * np.abs(factor)), np.nan, factor)
+    numbers = np.stack([up / factor, -down / factor])
+    columns = np.rint(numbers[0, ..., :1, :])
+    # NaN is not below the limit.
+    if not np.abs(numbers - columns).max() < SAME:
+        return None
+    heads = columns.reshape(-1, columns.shape[-1]).astype(np.int64)
+    behind = _layer_of(heads, numbering)
+    return None if behind is None else (behind, heads - numbering[behind].first)
+
+
+def _pairs(q: NDArray[np.int64], k: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Columns of q and k by head, each head once; None where a column meets more than one other."""
+    if q.shape != k.shape:
+        return None
+    heads = np.unique(np.stack([q, k], axis=1), axis=0)
+    distinct = all(len(np.unique(heads[:, side])) == heads[:, side].size for side in (0, 1))
+    return (heads[:, 0], heads[:, 1]) if distinct else None
+
+
+def _layer_of(columns: NDArray[np.int64], numbering: Mapping[str, _Numbers]) -> str | None:
+    """The layer that all of these numbers belong to."""
+    return next((name for name, at in numbering.items() if at.first <= columns.min() and columns.max() < at.end), None)
+
+
+def _numbered(
+    model: ir.Model,
+    numbering: Mapping[str, _Numbers],
+    tensors: Sequence[str],
+    image: NDArray[np.float32],
+    values: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> Mapping[str, NDArray[np.float32]]:
+    """`tensors` of a graph in which every linear layer's result is `values` of its columns' numbers, for every token."""
+    copy = model.clone()
+    nodes = {str(node.name): node for node in copy.graph}
+    for name, numbers in numbering.items():
+        _replace_result(copy.graph, nodes[name], values(np.arange(numbers.first, numbers.end, dtype=np.float32)))
+    backend = OnnxRuntimeBackend(with_outputs(copy, tensors), exact=True, threads=1, outputs=tensors)
+    return dict(zip(tensors, backend.tensors(image), strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The numbers of one layer's columns: from `first` up to, and without, `end`."""
+
+    first: int
+    end: int
+
+
+def _numbering(graph: ir.Graph) -> dict[str, _Numbers]:
+    """Numbers for the columns of every linear layer, by node, without a gap."""
+    numbering: dict[str, _Numbers] = {}
     start = 1
-    for node in list(graph):
+    for node in graph:
         weight = constant(node.inputs[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.ndim != 2 or constant(node.inputs[0]) is not None:
-            continue
-        width = weight.shape[1]
-        numbering[str(node.name)] = (start, width)
-        add = only_consumer(node.outputs[0])
-        last = add if add is not None and bias_index(add, width) is not None else node
-        result = last.outputs[0]
-        # Tokens by the shape of what the layer reads; neither the layer nor its weight is needed for that.
-        last_axis = add_constant(graph, f"{node.name}/axis", np.asarray([-1], np.int64))
-        zero = add_constant(graph, f"{node.name}/zero", np.zeros((), np.float32))
-        numbers = add_constant(graph, f"{node.name}/numbers", (sign * np.arange(start, start + width)).astype(np.float32))
-        sums = make_node(
-            "ReduceSum", [node.inputs[0], last_axis], name=f"{node.name}/sums", dtype=ir.DataType.FLOAT, shape=None
-        )
-        nothing = make_node("Mul", [sums.outputs[0], zero], name=f"{node.name}/nothing", dtype=ir.DataType.FLOAT, shape=None)
-        numbered = make_node(
-            "Add", [nothing.outputs[0], numbers], name=f"{node.name}/numbered", dtype=ir.DataType.FLOAT, shape=result.shape
-        )
-        for use in list(result.uses()):
-            use.node.replace_input_with(use.idx, numbered.outputs[0])
-        graph.insert_after(last, [sums, nothing, numbered])
-        # Who asks for the layer's result by name gets the numbers.
-        result.name, numbered.outputs[0].name = numbered.outputs[0].name, result.name
-        start += width
+        if weight is not None and weight.ndim == 2 and constant(node.inputs[0]) is None:
+            numbering[str(node.name)] = _Numbers(start, start + weight.shape[1])
+            start += weight.shape[1]
     return numbering
+
+
+def result_of(layer: ir.Node) -> ir.Value:
+    """What the linear layer `layer`, with a constant weight, computes, its bias included."""
+    weight, add = constant(layer.inputs[1]), only_consumer(layer.outputs[0])
+    has_bias = add is not None and weight is not None and bias_index(add, weight.shape[1]) is not None
+    return add.outputs[0] if add is not None and has_bias else layer.outputs[0]
+
+
+def _replace_result(graph: ir.Graph, layer: ir.Node, values: NDArray[np.float32]) -> None:
+    """Let whoever reads what `layer` computes read `values` [columns] in its place, for every token."""
+    result = result_of(layer)
+    # Tokens by the shape of what the layer reads; neither the layer nor its weight is needed for that.
+    last_axis = add_constant(graph, f"{layer.name}/axis", np.asarray([-1], np.int64))
+    zero = add_constant(graph, f"{layer.name}/zero", np.zeros((), np.float32))
+    numbers = add_constant(graph, f"{layer.name}/numbers", values)
+    sums = make_node(
+        "ReduceSum", [layer.inputs[0], last_axis], name=f"{layer.name}/sums", dtype=ir.DataType.FLOAT, shape=None
+    )
+    nothing = make_node("Mul", [sums.outputs[0], zero], name=f"{layer.name}/nothing", dtype=ir.DataType.FLOAT, shape=None)
+    numbered = make_node(
+        "Add", [nothing.outputs[0], numbers], name=f"{layer.name}/numbered", dtype=ir.DataType.FLOAT, shape=result.shape
+    )
+    for use in list(result.uses()):
+        use.node.replace_input_with(use.idx, numbered.outputs[0])
+    producer = result.producer()
+    graph.insert_after(layer if producer is None else producer, [sums, nothing, numbered])
+    # Who asks for the layer's result by name gets the numbers.
+    result.name, numbered.outputs[0].name = numbered.outputs[0].name, result.name

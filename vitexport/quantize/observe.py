@@ -127,11 +127,13 @@ class Tensor:
 
     Attributes:
         name: Of the tensor.
-        per_channel: Whether its last axis is channels that a linear layer reads; else it is one pool of values.
+        per_channel: Whether its last axis is channels; else it is one pool of values.
+        moments: Whether its second moments are wanted, for rounding that compensates.
     """
 
     name: str
     per_channel: bool
+    moments: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,7 +168,7 @@ class _Gathering:
         channels = rows.shape[1]
         if self.histogram is None or self.total is None:
             self.histogram, self.total = ChannelHistogram(channels), np.zeros(channels)
-            self.gram = np.zeros((channels, channels), np.float32) if self.tensor.per_channel else None
+            self.gram = np.zeros((channels, channels), np.float32) if self.tensor.moments else None
         self.histogram.add(rows)
         chosen = rows[-self.seen % GRAM_STRIDE :: GRAM_STRIDE]
         if self.gram is not None:

@@ -118,7 +118,7 @@ def attention_points(graph: ir.Graph, settings: QuantSettings) -> tuple[Point, .
     """For placement B: both inputs of both products of every attention within TensorRT's documented limits."""
     points = []
     for second in graph:
-        first = _scores(second)
+        first = scores_of(second)
         if first is None or not settings.wants(module_of(second)) or not _fusable(first, second):
             continue
         for node in (first, second):
@@ -129,7 +129,7 @@ def attention_points(graph: ir.Graph, settings: QuantSettings) -> tuple[Point, .
     return tuple(points)
 
 
-def _scores(second: ir.Node) -> ir.Node | None:
+def scores_of(second: ir.Node) -> ir.Node | None:
     """The product of q and k whose softmax `second` multiplies with v; None if `second` is something else."""
     if second.op_type != "MatMul" or constant(second.inputs[1]) is not None:
         return None
