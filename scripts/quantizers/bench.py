@@ -13,13 +13,14 @@ from typing import Any
 import train_sample
 
 from quantizers import judge, models, pictures, processes
-from quantizers.contenders import OURS, Contender
+from quantizers.contenders import LEAST, OURS, Contender
 from quantizers.table import BARE, FEW
 from vitexport.artifacts import ModelSource, OnnxModel
 from vitexport.datasets import open_images, open_labelled
 from vitexport.export import export_onnx
 from vitexport.machine import describe_machine
 from vitexport.preprocess import PreprocessSpec
+from vitexport.quantize import Observer, QuantSettings
 from vitexport.source import ModelRequest, load
 
 OPSET = 20
@@ -52,11 +53,23 @@ class Case:
     images: Path
     inputs: Path
 
+    @staticmethod
+    def settings(contender: Contender) -> dict[str, Any]:
+        """Those of vitexport's quantizer."""
+        if contender.option == LEAST:
+            least = QuantSettings(observer=Observer.parse("minmax"), degraded=False, equalize=False, rounding="nearest")
+            return least.to_json()
+        return QuantSettings().to_json()
+
     def words(self, contender: Contender, result: Path) -> list[str]:
         """What the contender's runner is called with."""
         if contender.environment is not None:
             return [str(self.onnx.path), str(self.inputs), str(result), contender.option]
-        about = {"opset": self.onnx.opset, "preprocess": self.source.preprocess.to_json()}
+        about = {
+            "opset": self.onnx.opset,
+            "preprocess": self.source.preprocess.to_json(),
+            "settings": self.settings(contender),
+        }
         return [str(self.onnx.path), str(self.images), str(result), json.dumps(about)]
 
 

@@ -22,6 +22,7 @@ from vitexport.quantize.degrade import degraded
 from vitexport.quantize.fold import find_folds, find_score_folds
 from vitexport.quantize.observe import with_outputs
 from vitexport.quantize.place import attention_points, linear_sites
+from vitexport.quantize.ranges import BINS
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.fold_channels import FoldChannels
 from vitexport.runtime.backends import open_onnx
@@ -433,6 +434,38 @@ def test_equalization_recovers_large_channels(cpu: str | None, tmp_path: Path, p
         found[equalize] = sqnr(wanted, run(result.onnx.path, pixels))
     assert found[True] >= (45 if cpu is None else 40), found
     assert found[False] < 30, found
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_degraded_copies_are_looked_at_unless_they_are_not_wanted(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def counted(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+        looked_at.append(number)
+        return degraded(pixels, number)
+
+    monkeypatch.setattr(sys.modules["vitexport.quantize.calibrate"], "degraded", counted)
+    told: list[tuple[int, int]] = []
+    quantized(
+        tmp_path,
+        settings=QuantSettings(degraded=wanted),
+        progress=lambda _, done=0, total=0: told.append((done, total)),
+    )
+    assert looked_at == (list(range(IMAGES // 2)) if wanted else [])
+    assert told[-1] == ((IMAGES * 3 // 2,) * 2 if wanted else (IMAGES,) * 2)
+
+
+def test_the_least_work_gives_the_same_ranges_as_counting_every_value(tmp_path: Path) -> None:
+    """Min-max alone counts nothing; a percentile of 100 counts everything, and ends within one bin of it."""
+    least = QuantSettings(observer=Observer.parse("minmax"), degraded=False, equalize=False, rounding="nearest")
+    counting = dataclasses.replace(least, observer=Observer.parse("percentile:100"))
+    fast = quantized(tmp_path / "fast", "sample", settings=least).recipe.ranges
+    slow = quantized(tmp_path / "slow", "sample", settings=counting).recipe.ranges
+    assert fast.keys() == slow.keys()
+    for module, (low, high) in fast.items():
+        np.testing.assert_allclose(slow[module], (low, high), rtol=0, atol=(high - low) / BINS)
 
 
 def test_q_and_k_are_equalized_against_each_other_where_their_product_is_quantized(

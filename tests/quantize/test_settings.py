@@ -21,6 +21,7 @@ every_setting = st.builds(
     QuantSettings,
     placement=placements,
     observer=observers,
+    degraded=st.booleans(),
     equalize=st.booleans(),
     rounding=st.sampled_from(["gptq", "nearest"]),
     include=patterns,
@@ -87,6 +88,7 @@ def test_settings_come_back_from_a_recipe(settings: QuantSettings) -> None:
     [
         {"rounding": "up"},
         {"equalize": 1},
+        {"degraded": "no"},
         {"include": "fc2"},
         {"exclude": [2]},
         {"placement": "Z"},

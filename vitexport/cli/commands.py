@@ -298,6 +298,7 @@ def _request(arguments: dict[str, Any]) -> Any:
             placement=Placement.parse(arguments["placement"]),
             observer=Observer.parse(arguments["observer"]),
             rounding=arguments["rounding"],
+            degraded=arguments["degraded"],
             equalize=arguments["equalize"],
             include=tuple(arguments["include"]),
             exclude=tuple(arguments["exclude"]),

@@ -114,6 +114,9 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Whether rounding errors of weights are compensated.",
     ),
     click.option(
+        "--degraded/--no-degraded", default=True, show_default=True, help="Ranges also for noisy, turned, blurred images."
+    ),
+    click.option(
         "--equalize/--no-equalize", default=True, show_default=True, help="Scale and shift channels, exactly, first."
     ),
     click.option("--include", multiple=True, metavar="REGEX", help="Quantize only modules that match; repeatable."),

@@ -6,6 +6,7 @@ observe → find and choose folds → fold them into a float graph of the same f
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,10 +146,13 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         changes = [fold.change(best.scale, best.shift) for fold, best in zip(folds, chosen, strict=True)]
         for fold, best in zip(score_folds, scores, strict=True):
             changes += fold.changes(best.scale, best.shift)
-        apply(model, FoldChannels(changes))
         path = folder / FOLDED_NAME
-        save(model, path)
-        _check_function(work, path, seen.first_logits)
+        if changes:
+            apply(model, FoldChannels(changes))
+            save(model, path)
+            _check_function(work, path, seen.first_logits)
+        else:
+            shutil.copyfile(work.model.path, path)
         original = {site.node: site.activation for site in sites}
         groups = _groups(work, model, {node: seen.activations[name] for node, name in original.items()}, equalizations)
         results = _each(lambda pair: _round(work, *pair), [(group, site) for group in groups for site in group.sites])
@@ -182,9 +186,15 @@ def _each(step: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _tensors(work: Calibration, sites: Sequence[Site]) -> list[Tensor]:
+    """What the layers read, and how much has to be known of it for these settings."""
+    compensates = work.settings.rounding == "gptq"
+    counts = work.settings.equalize or work.settings.observer.kind != "minmax"
     return [
         Tensor(
-            name=site.activation, per_channel=site.per_channel, moments=site.per_channel and work.settings.rounding == "gptq"
+            name=site.activation,
+            per_channel=site.per_channel,
+            moments=site.per_channel and compensates,
+            counts=counts,
         )
         for site in sites
     ]
@@ -203,15 +213,15 @@ def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor], fold
     backend = OnnxRuntimeBackend(path, outputs=outputs, threads=1)
     path.unlink()
     count = len(work.images.files)
-    return observe(backend, unique, _batches(work), count + _copies(count), work.progress)
+    return observe(backend, unique, _batches(work), count + _copies(work, count), work.progress)
 
 
 def _batches(work: Calibration) -> Iterator[Batch]:
     """All images as they are, then degraded copies of some, spread evenly."""
     count, size = len(work.images.files), work.model.batch.minimum
-    worse = _copies(count)
+    worse = _copies(work, count)
     for numbers, spoil in ((range(count), False), ([index * count // worse for index in range(worse)], True)):
-        rows = -(-ROWS // (2 * len(numbers)))
+        rows = -(-ROWS // ((2 if worse else 1) * max(len(numbers), 1)))
         for start in range(0, len(numbers), size):
             # A graph of one batch size takes no smaller one; the last batch is filled up from the beginning.
             batch = [numbers[index % len(numbers)] for index in range(start, start + size)]
@@ -222,8 +232,10 @@ def _batches(work: Calibration) -> Iterator[Batch]:
             yield Batch(images=normalize(pixels, work.spec), first=start, rows=rows)
 
 
-def _copies(count: int) -> int:
-    """How many of `count` images are also seen degraded: half, and no more than `DEGRADED_IMAGES`."""
+def _copies(work: Calibration, count: int) -> int:
+    """How many of `count` images are also seen degraded: half, and no more than `DEGRADED_IMAGES`, if any."""
+    if not work.settings.degraded:
+        return 0
     return min(max(count // 2, 1), DEGRADED_IMAGES)
 
 

@@ -46,8 +46,8 @@ class ChannelHistogram:
         self.low = np.full(channels, np.inf)
         self.high = np.full(channels, -np.inf)
 
-    def add(self, rows: Rows) -> None:
-        """Count `rows`, float32 [n, channels].
+    def widen(self, rows: Rows) -> None:
+        """Let the smallest and largest values, and the limits, take in `rows`, float32 [n, channels].
 
         Raises:
             InputError: One of the values is NaN or infinite.
@@ -57,6 +57,14 @@ class ChannelHistogram:
             raise InputError("The float model computes NaN or infinity on a calibration image; it cannot be quantized.")
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self._grow(np.maximum(np.abs(low), np.abs(high)).astype(np.float64))
+
+    def add(self, rows: Rows) -> None:
+        """Count `rows`, float32 [n, channels].
+
+        Raises:
+            InputError: One of the values is NaN or infinite.
+        """
+        self.widen(rows)
         # The factor is a power of two and rounds nothing; adding the limit before would, and a value just below an edge
         # could then change its bin when the limit grows.
         scaled = rows * (CHANNEL_BINS / (2 * self.limit)).astype(np.float32)
@@ -129,11 +137,13 @@ class Tensor:
         name: Of the tensor.
         per_channel: Whether its last axis is channels; else it is one pool of values.
         moments: Whether its second moments are wanted, for rounding that compensates.
+        counts: Whether more than its smallest and largest values is wanted.
     """
 
     name: str
     per_channel: bool
     moments: bool = False
+    counts: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,7 +179,10 @@ class _Gathering:
         if self.histogram is None or self.total is None:
             self.histogram, self.total = ChannelHistogram(channels), np.zeros(channels)
             self.gram = np.zeros((channels, channels), np.float32) if self.tensor.moments else None
-        self.histogram.add(rows)
+        if self.tensor.counts:
+            self.histogram.add(rows)
+        else:
+            self.histogram.widen(rows)
         chosen = rows[-self.seen % GRAM_STRIDE :: GRAM_STRIDE]
         if self.gram is not None:
             # NumPy sees that this is symmetric, and computes one half.

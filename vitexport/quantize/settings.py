@@ -91,6 +91,7 @@ class QuantSettings:
     Attributes:
         placement: Which tensors carry Q/DQ.
         observer: How activation ranges are chosen.
+        degraded: Whether degraded copies of half of the images are looked at too.
         equalize: Whether channels are scaled and shifted, exactly, before anything is rounded.
         rounding: ``gptq`` compensates the error of each weight in those that follow; ``nearest`` does not.
         include: Regular expressions; a layer's timm module must match one of them, if there are any.
@@ -99,6 +100,7 @@ class QuantSettings:
 
     placement: Placement = dataclasses.field(default_factory=Placement)
     observer: Observer = dataclasses.field(default_factory=Observer)
+    degraded: bool = True
     equalize: bool = True
     rounding: Rounding = "gptq"
     include: tuple[str, ...] = ()
@@ -123,6 +125,7 @@ class QuantSettings:
         return {
             "placement": str(self.placement),
             "observer": str(self.observer),
+            "degraded": self.degraded,
             "equalize": self.equalize,
             "rounding": self.rounding,
             "include": list(self.include),
@@ -144,13 +147,15 @@ class QuantSettings:
             isinstance(data[key], list) and all(isinstance(item, str) for item in data[key])
             for key in ("include", "exclude")
         )
-        if not lists or not isinstance(data["equalize"], bool) or data["rounding"] not in ("gptq", "nearest"):
+        switches = all(isinstance(data[key], bool) for key in ("degraded", "equalize"))
+        if not lists or not switches or data["rounding"] not in ("gptq", "nearest"):
             raise UsageError(
                 "The recipe's settings hold a value of the wrong type; expected what a bundle's manifest holds."
             )
         return cls(
             placement=Placement.parse(str(data["placement"])),
             observer=Observer.parse(str(data["observer"])),
+            degraded=data["degraded"],
             equalize=data["equalize"],
             rounding=data["rounding"],
             include=tuple(data["include"]),

@@ -13,20 +13,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from vitexport.artifacts import BatchRange, OnnxModel, silent
+from vitexport.artifacts import BatchRange, OnnxModel
 from vitexport.datasets import open_images
 from vitexport.preprocess import PreprocessSpec
-from vitexport.quantize import quantize
+from vitexport.quantize import QuantSettings, quantize
 
 
 def main(model: str, images: str, result: str, about: str) -> None:
-    """Quantize `model` into `result` and print the seconds that it took; `about` is JSON: opset, and the preprocessing."""
+    """Quantize `model` into `result` and print the seconds that it took; `about` is JSON: opset, preprocessing, settings."""
     facts = json.loads(about)
     source = OnnxModel.of(Path(model), opset=facts["opset"], batch=BatchRange.parse("1"), precision="fp32")
     spec = PreprocessSpec.from_json(facts["preprocess"])
+    settings = QuantSettings.from_json(facts["settings"])
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        quantized = quantize(source, open_images(Path(images)), spec, Path(folder), cpu=None, progress=silent)
+        quantized = quantize(source, open_images(Path(images)), spec, Path(folder), cpu=None, settings=settings)
         seconds = time.perf_counter() - start
         shutil.copyfile(quantized.onnx.path, result)
     print(json.dumps({"seconds": seconds}))
