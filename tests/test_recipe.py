@@ -39,6 +39,21 @@ def test_settings_of_the_recipe_are_followed(cpu_bundle: Built, tmp_path: Path) 
     assert len(made["layers"]) == 8
 
 
+def test_placement_b_says_what_it_quantized_and_equalized(tmp_path: Path) -> None:
+    settings = QuantSettings(placement=Placement(base="B"))
+    request = sample_request(tmp_path / "b", target="jetson-orin-nano-8gb", quantization=settings)
+    bundle, report = run(request, silent)
+    (note,) = [note for note in report.notes if note.startswith("Placement B")]
+    # Two products of two inputs each in every one of three blocks.
+    assert "quantizes 12 inputs of attention products" in note
+    recipe = bundle.manifest.recipe or {}
+    strengths = [recipe["strengths"][group] for group in recipe["inputs"]]
+    assert len(strengths) == 3
+    folded = sum(strength > 0 for strength in strengths)
+    assert folded
+    assert f"equalized against each other in {folded} attentions" in note
+
+
 def test_other_images_are_refused_before_the_work(cpu_bundle: Built, tmp_path: Path) -> None:
     recipe = cpu_bundle.root / "manifest.json"
     found = plan(sample_request(tmp_path / "x", recipe=recipe, calibration_size=32))
@@ -52,6 +67,42 @@ def test_a_recipe_and_settings_of_ones_own_exclude_each_other(cpu_bundle: Built,
     with pytest.raises(UsageError, match="--recipe decides"):
         run(request, silent)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_recipe_for_other_arithmetic_is_refused_before_the_work(cpu_bundle: Built, tmp_path: Path) -> None:
+    request = sample_request(
+        tmp_path / "x", target="jetson-orin-nano-8gb", recipe=cpu_bundle.root / "manifest.json", calibration_size=64
+    )
+    found = plan(request)
+    assert any("was made for onnxruntime-cpu" in finding.message for finding in found.findings)
+    assert found.exit_code == InputError("").exit_code
+
+
+def test_a_recipe_of_another_model_is_refused(cpu_bundle: Built, tmp_path: Path) -> None:
+    recipe = {**(cpu_bundle.bundle.manifest.recipe or {}), "stay_float": ["blocks.7.mlp.fc2"]}
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match=r"leaves blocks\.7\.mlp\.fc2 in float"):
+        run(sample_request(tmp_path / "x", recipe=file), silent)
+    assert not (tmp_path / "x").exists()
+
+
+def test_attention_goes_back_to_float_where_its_products_miss_the_budget(tmp_path: Path) -> None:
+    """Placement B loses 10 dB in the softmax; a budget between both is met by the attentions' going back."""
+    settings = QuantSettings(placement=Placement(base="B"), observer=Observer(kind="percentile", percentile=97.0))
+    request = sample_request(
+        tmp_path / "b",
+        target="jetson-orin-nano-8gb",
+        quantization=settings,
+        calibration_size=16,
+        data=None,
+        budget=Budget(max_drop=1.0, min_agreement=99.0),
+    )
+    bundle, _ = run(request, silent)
+    recipe = bundle.manifest.recipe or {}
+    attentions = {f"blocks.{block}.attn/MatMul.2" for block in range(3)}
+    assert attentions & set(recipe["stay_float"])
+    assert set(recipe["inputs"]) == attentions - set(recipe["stay_float"])
 
 
 @pytest.mark.parametrize(

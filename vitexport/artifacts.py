@@ -142,11 +142,12 @@ class QuantRecipe:
         images: sha256 of each calibration image by its path under the calibration folder.
         skipped_images: Reason by path for images that could not be read.
         layers: The quantized timm modules, in graph order.
-        stay_float: Modules that were to be quantized and went back to float to meet the budget.
-        inputs: Attentions or residual Adds that are quantized beyond the layers (placements B and C).
+        stay_float: Modules and inputs that were to be quantized and went back to float to meet the budget.
+        inputs: Second products of attentions, or residual Adds, that are quantized beyond the layers (placements B and C).
         ranges: Chosen activation range (low, high) by the module that reads it, after equalization.
-        strengths: Equalization strength by module.
-        layer_db: SQNR of each layer's own output in dB, by module: the lower, the more sensitive.
+        strengths: Equalization strength by module; of an attention in `inputs` that of q against k.
+        layer_db: SQNR in dB of each layer's own output, by module, and of the least of what `inputs` read: the lower, the
+            more sensitive.
     """
 
     settings: Mapping[str, Any]

@@ -62,7 +62,7 @@ def test_patch_embedding_and_head_are_found_where_they_are_asked_for() -> None:
 def test_the_products_of_every_attention_are_found() -> None:
     graph = read(exported("2")).graph
     points = attention_points(graph, QuantSettings())
-    assert [point.group for point in points] == ["blocks.0.attn"] * 4 + ["blocks.1.attn"] * 4
+    assert [point.group for point in points] == ["blocks.0.attn/MatMul.2"] * 4 + ["blocks.1.attn/MatMul.2"] * 4
     assert [point.index for point in points] == [0, 1] * 4
     first = attention_points(graph, QuantSettings(exclude=(r"blocks\.1",)))
     assert [point.tensor for point in first] == [point.tensor for point in points[:4]]

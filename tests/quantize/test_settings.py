@@ -14,7 +14,7 @@ placements = st.builds(Placement, base=st.sampled_from(["A", "B", "C"]), patch=s
 # What a user types: as many digits as are printed.
 observers = st.one_of(
     st.sampled_from(OBSERVERS).map(lambda kind: Observer(kind=kind)),
-    st.integers(50_001, 100_000).map(lambda share: Observer(percentile=share / 1000)),
+    st.floats(50, 100, exclude_min=True).map(lambda share: Observer(percentile=share)),
 )
 patterns = st.lists(st.sampled_from([r"blocks\.0", "fc2$", "", "mlp|attn"]), max_size=3).map(tuple)
 every_setting = st.builds(

@@ -67,7 +67,9 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
         return (tried.get(stay_float) or build(stay_float)).numerics.within_budget
 
     replay = work.prepared.replay
-    restored = fewest_float(ranking, accept) if replay is None else replay.stay_float & set(ranking)
+    if replay is not None:
+        replay.check_layers(ranking)
+    restored = fewest_float(ranking, accept) if replay is None else replay.stay_float
     # Each trial replaces the file of the one before; the one that is kept need not be the last.
     candidate = build(restored or frozenset())
     notes = _placement_notes(work, calibrated)
@@ -91,11 +93,14 @@ def _placement_notes(work: Work, calibrated: Calibrated) -> tuple[str, ...]:
     placement = work.prepared.settings.placement
     if placement.base == "A":
         return ()
-    what = "inputs of attention products" if placement.base == "B" else "skip operands of residual Adds"
-    reason = (
-        "" if placement.base == "B" else f"; a skip that rounding leaves at less than {RESIDUAL_SQNR_DB:.0f} dB stays float"
-    )
-    return (f"Placement {placement} quantizes {len(calibrated.inputs)} {what} beyond the linear layers{reason}.",)
+    if placement.base == "B":
+        what = "inputs of attention products"
+        folded = sum(calibrated.strengths[group] > 0 for group in {item.group for item in calibrated.inputs})
+        detail = f"; q and k were equalized against each other in {folded} attentions"
+    else:
+        what = "skip operands of residual Adds"
+        detail = f"; a skip that rounding leaves at less than {RESIDUAL_SQNR_DB:.0f} dB stays float"
+    return (f"Placement {placement} quantizes {len(calibrated.inputs)} {what} beyond the linear layers{detail}.",)
 
 
 def _judge(

@@ -81,7 +81,7 @@ def plan(request: BuildRequest) -> Plan:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
     _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, _ = _evaluation(request, calibration, data, problems)
-    _replay(request, calibration, problems)
+    _replay(request, target, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
     errors = [Finding(level="error", message=str(error)) for error in problems.errors]
     return Plan(
@@ -110,7 +110,7 @@ def prepare(request: BuildRequest) -> Prepared:
         notes += _target_findings(request, target, precisions, source, problems)
     labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, about = _evaluation(request, calibration, data, problems)
-    replay = _replay(request, calibration, problems)
+    replay = _replay(request, target, calibration, problems)
     problems.raise_all()
     if loaded is None or target is None or out is None:
         raise InputError("The build could not be prepared.")
@@ -266,8 +266,10 @@ def _evaluation(
     return calibration, "the calibration images themselves, for want of others"
 
 
-def _replay(request: BuildRequest, calibration: ImageSet | None, problems: _Problems) -> Replay | None:
-    """The recipe that is to be followed, held against the images; None without one."""
+def _replay(
+    request: BuildRequest, target: Target | None, calibration: ImageSet | None, problems: _Problems
+) -> Replay | None:
+    """The recipe that is to be followed, held against the target and the images; None without one."""
     file = request.recipe
     if file is None:
         return None
@@ -278,6 +280,9 @@ def _replay(request: BuildRequest, calibration: ImageSet | None, problems: _Prob
             )
         )
     replay = problems.attempt(lambda: read_recipe(file))
+    if replay is not None and target is not None:
+        followed, device = replay, target
+        problems.attempt(lambda: followed.check_target(device))
     if replay is not None and calibration is not None:
         kept, images = replay, calibration
         problems.attempt(lambda: kept.check_images(images))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitexport.datasets import ImageSet
 from vitexport.errors import InputError, UsageError
 from vitexport.quantize.settings import QuantSettings
+from vitexport.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +21,41 @@ class Replay:
     Attributes:
         settings: How it quantized.
         stay_float: Modules that it left float to meet its budget; they are not searched for again.
+        arithmetic: ``tensorrt``, or ``onnxruntime-cpu`` with its weight bits and activation type.
         images: sha256 of each calibration image by its path.
     """
 
     settings: QuantSettings
     stay_float: frozenset[str]
+    arithmetic: str
     images: Mapping[str, str]
+
+    def check_target(self, target: Target) -> None:
+        """Hold the arithmetic of `target` against that of the earlier build.
+
+        Raises:
+            InputError: It is another one, so that other numbers would come out.
+        """
+        cpu, own = target.cpu, _arithmetic("tensorrt", 8, "int8")
+        if cpu is not None:
+            own = _arithmetic("onnxruntime-cpu", cpu.weight_bits, cpu.activation)
+        if own != self.arithmetic:
+            raise InputError(
+                f"The recipe was made for {self.arithmetic}, and {target.name} computes {own}. Give the target of that "
+                "build, or build without --recipe."
+            )
+
+    def check_layers(self, names: Collection[str]) -> None:
+        """Hold what stays float against the `names` of what this build would quantize.
+
+        Raises:
+            InputError: The recipe names something else: it was made of another model.
+        """
+        if unknown := sorted(self.stay_float - set(names)):
+            raise InputError(
+                f"The recipe leaves {unknown[0]} in float, which this model does not have or would not quantize; it was "
+                "made of another model."
+            )
 
     def check_images(self, calibration: ImageSet) -> None:
         """Hold the calibration set against the earlier one.
@@ -64,4 +94,9 @@ def read_recipe(path: Path) -> Replay:
         chosen = QuantSettings.from_json(settings)
     except UsageError as error:
         raise InputError(f"The recipe in {path} is not usable: {error}") from error
-    return Replay(settings=chosen, stay_float=frozenset(map(str, stay_float)), images=images)
+    arithmetic = _arithmetic(*(recipe.get(key) for key in ("arithmetic", "weight_bits", "activation_type")))
+    return Replay(settings=chosen, stay_float=frozenset(map(str, stay_float)), arithmetic=arithmetic, images=images)
+
+
+def _arithmetic(kind: Any, weight_bits: Any, activation: Any) -> str:
+    return str(kind) if kind == "tensorrt" else f"{kind} with {weight_bits}-bit weights and {activation} activations"

@@ -83,12 +83,13 @@ def write(
         work: What was calibrated.
         calibrated: The result.
         folder: Where the file goes; one of the same name is replaced.
-        stay_float: timm modules that are not quantized.
+        stay_float: timm modules, and groups of further inputs, that are not quantized.
         exact_twin: As for `quantize`.
     """
     model = work.model
     layers = [layer for layer in calibrated.layers if calibrated.modules[layer.node] not in stay_float]
-    rewrites: tuple[InPlacePass, ...] = (InsertQdq(layers, calibrated.inputs),)
+    inputs = [item for item in calibrated.inputs if item.group not in stay_float]
+    rewrites: tuple[InPlacePass, ...] = (InsertQdq(layers, inputs),)
     if work.cpu is not None:
         rewrites = (CpuInteger(layers), *cpu_fusions())
     path = _written(calibrated.folded, rewrites, folder / FILE_NAME)
@@ -109,6 +110,7 @@ def _written(source: Path, rewrites: Sequence[InPlacePass], path: Path) -> Path:
 
 def _recipe(work: Calibration, calibrated: Calibrated, stay_float: Collection[str]) -> QuantRecipe:
     modules = [calibrated.modules[layer.node] for layer in calibrated.layers]
+    groups = dict.fromkeys(item.group for item in calibrated.inputs)
     return QuantRecipe(
         settings=work.settings.to_json(),
         arithmetic="tensorrt" if work.cpu is None else "onnxruntime-cpu",
@@ -117,8 +119,8 @@ def _recipe(work: Calibration, calibrated: Calibrated, stay_float: Collection[st
         images={file.relative: file.sha256 for file in work.images.files},
         skipped_images=dict(work.images.skipped),
         layers=tuple(module for module in modules if module not in stay_float),
-        stay_float=tuple(module for module in modules if module in stay_float),
-        inputs=tuple(dict.fromkeys(item.group for item in calibrated.inputs)),
+        stay_float=tuple(name for name in (*modules, *groups) if name in stay_float),
+        inputs=tuple(group for group in groups if group not in stay_float),
         ranges=dict(calibrated.ranges),
         strengths=dict(calibrated.strengths),
         layer_db=dict(calibrated.layer_db),

@@ -24,6 +24,7 @@ from vitexport.preprocess import PreprocessSpec, normalize
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.equalize import (
     Equalization,
+    ScoreEqualization,
     equalize,
     equalize_scores,
     equalized_moments,
@@ -36,7 +37,7 @@ from vitexport.quantize.ranges import Range, Values, choose_range
 from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.rewrites import apply, load, save
-from vitexport.rewrites.fold_channels import FoldChannels
+from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
 from vitexport.rewrites.insert_qdq import QuantizedInput, QuantizedLinear
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
 from vitexport.targets import CpuArithmetic
@@ -53,6 +54,9 @@ DEGRADED_IMAGES = 128
 GPTQ_SHARE = 0.4
 # The folded graph may differ from the float one by this share of the largest logit.
 FOLD_LIMIT = 1e-5
+CHECKED_IMAGES = 4
+# Layers that are worked on at once, at most: a wide one takes some hundred MB.
+SIDE_BY_SIDE = 8
 # A skip operand is quantized under placement C only if rounding it leaves this much: a real ViT's residual stream with a few
 # channels at 1000 leaves less, and a ViT-B fell to 5 % top-1 with it (onnxsim#1742).
 RESIDUAL_SQNR_DB = 40.0
@@ -68,8 +72,9 @@ class Calibrated:
         inputs: Further quantized inputs, of placements B and C.
         modules: timm module by node.
         ranges: Activation range by module, as the layer reads it.
-        strengths: Equalization strength by module, and that of q against k by the node that multiplies them.
-        layer_db: SQNR of each layer's own output on calibration rows, by module: the cheap measure of its sensitivity.
+        strengths: Equalization strength by module; by group of `inputs` that of q against k.
+        layer_db: SQNR of each layer's own output on calibration rows, by module, and of the least input of each group of
+            `inputs`: the cheap measure of its sensitivity.
     """
 
     folded: Path
@@ -132,7 +137,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     if not sites:
         raise InputError(_nothing(work.settings))
     with threadpool_limits(1):
-        images = _first_images(work)
+        images = _images(work, 0)
         folds = find_folds(model, sites, images) if work.settings.equalize else ()
         points = _points(work, model.graph)
         score_folds = find_score_folds(model, points, images) if work.settings.equalize else ()
@@ -142,34 +147,36 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         equalizations = {
             site.node: equalization for fold, equalization in zip(folds, chosen, strict=True) for site in fold.sites
         }
-        scores = _each(lambda fold: equalize_scores(fold, *(seen.activations[name] for name in fold.results)), score_folds)
         changes = [fold.change(best.scale, best.shift) for fold, best in zip(folds, chosen, strict=True)]
-        for fold, best in zip(score_folds, scores, strict=True):
+        scores = _scores(work, model, score_folds, seen, folder)
+        for fold, best in scores.items():
             changes += fold.changes(best.scale, best.shift)
-        path = folder / FOLDED_NAME
-        if changes:
-            apply(model, FoldChannels(changes))
-            save(model, path)
-            _check_function(work, path, seen.first_logits)
-        else:
-            shutil.copyfile(work.model.path, path)
+        path = _folded(work, model, changes, folder / FOLDED_NAME)
+        if changes and (difference := _difference(work, path, seen.first_logits)) > FOLD_LIMIT:
+            raise ToolchainError(
+                f"Equalization changed the float model: logits differ by {difference:.1e} of the largest, and "
+                f"{FOLD_LIMIT:.0e} is the limit. Build with --no-equalize, and please report the model's name."
+            )
         original = {site.node: site.activation for site in sites}
         groups = _groups(work, model, {node: seen.activations[name] for node, name in original.items()}, equalizations)
         results = _each(lambda pair: _round(work, *pair), [(group, site) for group in groups for site in group.sites])
     order = {site.node: index for index, site in enumerate(sites)}
     results.sort(key=lambda result: order[result[0].node])
     modules = {site.node: site.module for site in sites}
+    inputs, input_db = _inputs(work, model, folder)
+    group_of = {point.node: point.group for point in points}
     return Calibrated(
         folded=path,
         layers=tuple(layer for layer, _ in results),
-        inputs=_inputs(work, model, folder),
+        inputs=inputs,
         modules=modules,
         ranges={site.module: group.limits for group in groups for site in group.sites},
         strengths={
+            **dict.fromkeys(input_db, 0.0),
+            **{group_of[fold.product]: best.strength for fold, best in scores.items()},
             **{site.module: group.equalization.strength for group in groups for site in group.sites},
-            **{fold.product: chosen.strength for fold, chosen in zip(score_folds, scores, strict=True)},
         },
-        layer_db={modules[layer.node]: decibels for layer, decibels in results},
+        layer_db={**input_db, **{modules[layer.node]: decibels for layer, decibels in results}},
     )
 
 
@@ -181,7 +188,7 @@ def _nothing(settings: QuantSettings) -> str:
 
 def _each(step: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`step` of every item, side by side; NumPy's work runs outside of Python's lock."""
-    with ThreadPoolExecutor(available_threads()) as pool:
+    with ThreadPoolExecutor(min(available_threads(), SIDE_BY_SIDE)) as pool:
         return list(pool.map(step, items))
 
 
@@ -204,8 +211,22 @@ def _results(folds: Sequence[ScoreFold]) -> list[Tensor]:
     return [Tensor(name=name, per_channel=True) for fold in folds for name in fold.results]
 
 
+def _merged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor once, with all that is wanted of it."""
+    merged: dict[str, Tensor] = {}
+    for tensor in tensors:
+        known = merged.get(tensor.name, tensor)
+        merged[tensor.name] = Tensor(
+            name=tensor.name,
+            per_channel=known.per_channel or tensor.per_channel,
+            moments=known.moments or tensor.moments,
+            counts=known.counts or tensor.counts,
+        )
+    return list(merged.values())
+
+
 def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor], folder: Path) -> Observation:
-    unique = list({tensor.name: tensor for tensor in tensors}.values())
+    unique = _merged(tensors)
     outputs = [*(tensor.name for tensor in unique), OUTPUT_NAME]
     # By way of a file, since ONNX Runtime keeps the bytes of a model that it is handed.
     path = folder / OBSERVED_NAME
@@ -239,25 +260,48 @@ def _copies(work: Calibration, count: int) -> int:
     return min(max(count // 2, 1), DEGRADED_IMAGES)
 
 
-def _first_images(work: Calibration) -> NDArray[np.float32]:
+def _images(work: Calibration, start: int) -> NDArray[np.float32]:
+    """One batch, as `_batches` gives it."""
     count = len(work.images.files)
-    pixels = work.images.pixels(work.spec, [index % count for index in range(work.model.batch.minimum)])
-    return normalize(pixels, work.spec)
+    numbers = [index % count for index in range(start, start + work.model.batch.minimum)]
+    return normalize(work.images.pixels(work.spec, numbers), work.spec)
 
 
-def _check_function(work: Calibration, path: Path, before: NDArray[np.float32]) -> None:
-    """Hold the folded graph's logits of the first images against what the float graph computed.
+def _scores(
+    work: Calibration, model: ir.Model, folds: Sequence[ScoreFold], seen: Observation, folder: Path
+) -> Mapping[ScoreFold, ScoreEqualization]:
+    """How q is equalized against k; in no attention where something else reads q or k too, and would not take the scale."""
+    chosen = _each(lambda fold: equalize_scores(fold, *(seen.activations[name] for name in fold.results)), folds)
+    changes = [change for fold, best in zip(folds, chosen, strict=True) for change in fold.changes(best.scale, best.shift)]
+    if not changes:
+        return {}
+    path = _folded(work, model.clone(), changes, folder / OBSERVED_NAME)
+    exact = _difference(work, path, seen.first_logits) <= FOLD_LIMIT
+    path.unlink()
+    return dict(zip(folds, chosen, strict=True)) if exact else {}
 
-    Raises:
-        ToolchainError: They differ by more than float32 rounds.
+
+def _folded(work: Calibration, model: ir.Model, changes: Sequence[ChannelFold], path: Path) -> Path:
+    """`model`, changed, written to `path`."""
+    if changes:
+        apply(model, FoldChannels(changes))
+        save(model, path)
+    else:
+        shutil.copyfile(work.model.path, path)
+    return path
+
+
+def _difference(work: Calibration, path: Path, before: NDArray[np.float32]) -> float:
+    """Largest change of a logit of the first images, as a share of the largest; `before` is what the float graph computed.
+
+    Infinite if the graph computes NaN.
     """
-    after = OnnxRuntimeBackend(path, threads=1).run(_first_images(work))
-    error = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
-    if not error <= FOLD_LIMIT:
-        raise ToolchainError(
-            f"Equalization changed the float model: logits differ by {error:.1e} of the largest, and {FOLD_LIMIT:.0e} is "
-            "the limit. Build with --no-equalize, and please report the model's name."
-        )
+    backend, size = OnnxRuntimeBackend(path, threads=1), work.model.batch.minimum
+    count = min(-(-CHECKED_IMAGES // size) * size, len(before))
+    before = before[:count]
+    after = np.concatenate(_each(lambda start: backend.run(_images(work, start)), range(0, count, size)))
+    share = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
+    return share if np.isfinite(share) else float("inf")
 
 
 def _groups(
@@ -292,7 +336,8 @@ def _group(work: Calibration, sites: tuple[Site, ...], activation: Activation, e
 
     def error(limits: Range) -> float:
         noise = Quantizer.covering(*limits, work.cpu)(rows) - rows
-        return float(sum(np.square(noise @ site.weight).mean() for site in sites if site.per_channel))
+        # A Conv's rows are single values: the error of what it reads stands for that of what it computes.
+        return float(sum(np.square(noise @ site.weight if site.per_channel else noise).mean() for site in sites))
 
     limits = choose_range(values, work.settings.observer, symmetric=work.cpu is None, error=error)
     quantizer = Quantizer.covering(*limits, work.cpu)
@@ -349,37 +394,46 @@ def _points(work: Calibration, graph: ir.Graph) -> tuple[Point, ...]:
         return ()
     points = attention_points(graph, work.settings) if base == "B" else residual_points(graph, work.settings)
     if not points:
-        raise UsageError(f"Placement {base} finds nothing to quantize in this model beyond A; use --placement A.")
+        narrowed = " that --include and --exclude leave" if work.settings.include or work.settings.exclude else ""
+        raise UsageError(
+            f"Placement {base} finds nothing to quantize beyond the layers of A in this model{narrowed}; use --placement A."
+        )
     return points
 
 
-def _inputs(work: Calibration, folded: ir.Model, folder: Path) -> tuple[QuantizedInput, ...]:
-    """The further tensors of placements B and C, observed in a second pass over the folded graph."""
+def _inputs(work: Calibration, folded: ir.Model, folder: Path) -> tuple[tuple[QuantizedInput, ...], Mapping[str, float]]:
+    """The further tensors of placements B and C, observed in a second pass over the folded graph.
+
+    With the SQNR in dB that rounding leaves them, by group: the least of a group's inputs.
+    """
     points = _points(work, folded.graph)
     if not points:
-        return ()
+        return (), {}
     with threadpool_limits(1):
         tensors = [Tensor(name=point.tensor, per_channel=False) for point in points]
-        seen = _observe(work, folded, tensors, folder)
-    inputs = [_input(work, point, seen.activations[point.tensor]) for point in points]
-    return tuple(item for item in inputs if item is not None)
+        seen = _observe(work, folded, tensors, folder).activations
+    inputs: list[QuantizedInput] = []
+    decibels: dict[str, float] = {}
+    for point in points:
+        scale, own = _input(work, seen[point.tensor])
+        if work.settings.placement.base == "C" and own < RESIDUAL_SQNR_DB:
+            continue
+        inputs.append(QuantizedInput(node=point.node, index=point.index, scale=scale, group=point.group))
+        decibels[point.group] = min(own, decibels.get(point.group, own))
+    return tuple(inputs), decibels
 
 
-def _input(work: Calibration, point: Point, activation: Activation) -> QuantizedInput | None:
-    """The pair of one tensor; None for a skip operand that loses too much by it."""
+def _input(work: Calibration, activation: Activation) -> tuple[np.float32, float]:
+    """The scale of one tensor's pair, and the SQNR in dB that rounding leaves it.
+
+    No single layer reads it: ``output`` is here the error of the tensor itself.
+    """
+    rows = activation.rows
 
     def error(limits: Range) -> float:
-        return _noise(limits, activation)
+        return float(np.square(Quantizer.covering(*limits, None)(rows) - rows).mean())
 
     values = Values.of(activation.histogram, np.ones(1), np.zeros(1))
     limits = choose_range(values, work.settings.observer, symmetric=True, error=error)
-    share = error(limits) / max(float(np.square(activation.rows).mean()), 1e-30)
-    if work.settings.placement.base == "C" and -10 * np.log10(max(share, 1e-30)) < RESIDUAL_SQNR_DB:
-        return None
-    scale = Quantizer.covering(*limits, None).scale
-    return QuantizedInput(node=point.node, index=point.index, scale=scale, group=point.group)
-
-
-def _noise(limits: Range, activation: Activation) -> float:
-    rows = activation.rows
-    return float(np.square(Quantizer.covering(*limits, None)(rows) - rows).mean())
+    share = error(limits) / max(float(np.square(rows).mean()), 1e-30)
+    return Quantizer.covering(*limits, None).scale, float(-10 * np.log10(max(share, 1e-30)))

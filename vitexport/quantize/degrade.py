@@ -24,7 +24,7 @@ def degraded(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
 
     Args:
         pixels: uint8 [height, width, 3].
-        number: Index of the picture in its set: it decides the kind, and seeds how far it goes.
+        number: Of the copy: it decides the kind, and seeds how far it goes.
     """
     random = np.random.Generator(np.random.PCG64(number))
     kind, strength = number % KINDS, float(random.random())

@@ -201,10 +201,11 @@ def equalized_moments(activation: Activation, chosen: Equalization, step: float)
     """
     if activation.gram is None:
         raise ValueError("the activation was observed without second moments")
-    # (x - s)(x - s)ᵀ, added up: G - s tᵀ - (t - n s) sᵀ. In place: a wide layer's moments are tens of MB.
+    # Sums of (x - s)(x - s)ᵀ: G - s tᵀ - (t - n s) sᵀ. In place: a wide layer's moments are tens of MB.
+    shift = chosen.shift - activation.offset
     moments = activation.gram.astype(np.float64)
-    moments -= np.outer(chosen.shift, activation.total)
-    moments -= np.outer(activation.total - activation.gram_rows * chosen.shift, chosen.shift)
+    moments -= np.outer(shift, activation.total)
+    moments -= np.outer(activation.total - activation.gram_rows * shift, shift)
     moments /= chosen.scale
     moments /= chosen.scale[:, None]
     moments[np.diag_indices_from(moments)] += activation.gram_rows * step**2 / 12

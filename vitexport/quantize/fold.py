@@ -4,7 +4,7 @@
 - ``value``: the columns of qkv that become v → attention → proj. The rows of a softmax sum to one, so what v is scaled and
   shifted by arrives unchanged at the projection.
 - ``product``: one factor of a gated unit → fc2: the columns of the layer that computes that factor take the scale; no shift.
-- ``scores``: q against k, of an attention whose products are quantized (placement B): a scale each, and a shift of k.
+- `ScoreFold`: q against k, of an attention whose products are quantized (placement B): a scale each, and a shift of k.
 - ``after``: anything else (GELU): no scale, and one number taken off behind it, so that a one-sided activation uses both
   halves of a symmetric quantizer. TensorRT only: a CPU's quantizer has a zero point.
 """
@@ -12,8 +12,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -255,23 +255,22 @@ def _columns(
 ) -> Mapping[str, tuple[str, NDArray[np.int64]]]:
     """For each of `tensors` that allows it: the linear layer behind it, and which of its columns each channel is.
 
-    Found by experiment, so that no layout of heads has to be known: the result of every linear layer is replaced by numbers
-    that say which layer and column they are, the same for every token. Averaging over tokens leaves them as they are, and
-    they arrive behind the attention. A second run with the opposite signs excludes whatever is not linear on the way.
+    Found by experiment, so that no layout of heads has to be known: the results of all linear layers are replaced by numbers
+    that say which column they are, and in another run by the number of the layer, the same for every token. Averaging over
+    tokens leaves them as they are, and they arrive behind the attention. A run with the opposite signs, and one of ones,
+    exclude whatever is not linear on the way.
     """
     if not tensors:
         return {}
-    numbering = _numbering(model.graph)
-    up = _numbered(model, numbering, tensors, image, np.positive)
-    down = _numbered(model, numbering, tensors, image, np.negative)
+    runs = _experiment(model, tensors, image)
     found = {}
     for name in tensors:
-        first = up[name].reshape(-1, up[name].shape[-1])
-        columns = np.rint(first[0]).astype(np.int64)
-        others = np.stack([first, -down[name].reshape(first.shape)])
-        behind = _layer_of(columns, numbering)
-        if np.abs(others - columns).max() < SAME and behind is not None and len(set(columns.tolist())) == len(columns):
-            found[name] = (behind, columns - numbering[behind].first)
+        side = _traced(runs, name, swapped=False)
+        # One row for every image, window and the like; all of them say the same.
+        if side is not None and side.same_factor and len(np.unique(side.columns, axis=0)) == 1:
+            columns = side.columns[0]
+            if len(set(columns.tolist())) == len(columns):
+                found[name] = (side.layer, columns)
     return found
 
 
@@ -293,45 +292,109 @@ def find_score_folds(model: ir.Model, points: Sequence[Point], image: NDArray[np
     tensors = [name for pair in pairs.values() for name in pair.values()]
     if not tensors:
         return ()
-    numbering = _numbering(model.graph)
-    up = _numbered(model, numbering, tensors, image, np.positive)
-    down = _numbered(model, numbering, tensors, image, np.negative)
-    ones = _numbered(model, numbering, tensors, image, np.ones_like)
-    results = {name: result_of(nodes[name]).name or "" for name in numbering}
+    runs = _experiment(model, tensors, image)
+    results = {name: result_of(nodes[name]).name or "" for name in runs.layers}
     folds = []
     for product, pair in pairs.items():
         # Tokens are the last but one axis of q, and the last one of the transposed k.
-        q = _scaled_columns(*(run[pair[0]] for run in (up, down, ones)), numbering=numbering)
-        k = _scaled_columns(*(run[pair[1]].swapaxes(-1, -2) for run in (up, down, ones)), numbering=numbering)
-        heads = _pairs(q[1], k[1]) if q is not None and k is not None else None
+        q, k = _traced(runs, pair[0], swapped=False), _traced(runs, pair[1], swapped=True)
+        heads = _pairs(q.columns, k.columns) if q is not None and k is not None else None
         if q is not None and k is not None and heads is not None:
-            folds.append(
-                ScoreFold(
-                    product=product, producers=(q[0], k[0]), results=(results[q[0]], results[k[0]]), q=heads[0], k=heads[1]
-                )
-            )
-    return tuple(folds)
+            producers = (q.layer, k.layer)
+            names = (results[q.layer], results[k.layer])
+            folds.append(ScoreFold(product=product, producers=producers, results=names, q=heads[0], k=heads[1]))
+    return _without_shared(folds)
 
 
-def _scaled_columns(
-    up: NDArray[np.float32],
-    down: NDArray[np.float32],
-    ones: NDArray[np.float32],
-    *,
-    numbering: Mapping[str, _Numbers],
-) -> tuple[str, NDArray[np.int64]] | None:
-    """The layer behind a tensor [..., tokens, channels], and its columns [heads, channels], a constant factor aside."""
-    # The same factor for every token, or a shift of k would not be the same for every key.
+def _without_shared(folds: Sequence[ScoreFold]) -> tuple[ScoreFold, ...]:
+    """Those of whose columns none is read by another's product as well: it would be scaled twice."""
+    readers = Counter(
+        (producer, int(column))
+        for fold in folds
+        for producer, columns in zip(fold.producers, (fold.q, fold.k), strict=True)
+        for column in columns.reshape(-1)
+    )
+    return tuple(
+        fold
+        for fold in folds
+        if all(
+            readers[producer, int(column)] == 1
+            for producer, columns in zip(fold.producers, (fold.q, fold.k), strict=True)
+            for column in columns.reshape(-1)
+        )
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Runs:
+    """Tensors of four runs in which the results of all linear layers are replaced, the same for every token.
+
+    Attributes:
+        layers: Linear layers, by node; a layer's number is its place here, from 1 on.
+        up: By tensor: every column's result is its number in its layer, from 1 on.
+        down: The negatives of those.
+        which: Every column's result is the number of its layer.
+        ones: Every column's result is 1.
+    """
+
+    layers: tuple[str, ...]
+    up: Mapping[str, NDArray[np.float32]]
+    down: Mapping[str, NDArray[np.float32]]
+    which: Mapping[str, NDArray[np.float32]]
+    ones: Mapping[str, NDArray[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Traced:
+    """Where a tensor's channels come from: a linear layer, and int64 [heads, channels] columns of its weight.
+
+    `same_factor` says that the columns arrive as they are, and not scaled by a constant.
+    """
+
+    layer: str
+    columns: NDArray[np.int64]
+    same_factor: bool
+
+
+def _experiment(model: ir.Model, tensors: Sequence[str], image: NDArray[np.float32]) -> _Runs:
+    """Layer and column have a run each: in one number they would be too many to tell apart in float32 sums over tokens."""
+    layers = {str(node.name): weight.shape[1] for node in model.graph if (weight := linear_weight(node)) is not None}
+    numbers = {name: np.arange(1, width + 1, dtype=np.float32) for name, width in layers.items()}
+    which = {name: np.full(width, index, np.float32) for index, (name, width) in enumerate(layers.items(), 1)}
+    return _Runs(
+        layers=tuple(layers),
+        up=_replaced(model, numbers, tensors, image),
+        down=_replaced(model, {name: -columns for name, columns in numbers.items()}, tensors, image),
+        which=_replaced(model, which, tensors, image),
+        ones=_replaced(model, {name: np.ones_like(columns) for name, columns in numbers.items()}, tensors, image),
+    )
+
+
+def _traced(runs: _Runs, name: str, *, swapped: bool) -> _Traced | None:
+    """The columns behind the tensor `name`, [..., tokens, channels] or, `swapped`, [..., channels, tokens].
+
+    None where channels are not columns of one layer, each the same for every token but for one constant factor: a shift of k
+    would otherwise not be the same for every key.
+    """
+    up, down, which, ones = (
+        run[name].swapaxes(-1, -2) if swapped else run[name] for run in (runs.up, runs.down, runs.which, runs.ones)
+    )
     factor = ones[..., :1, :]
-    factor = np.where((factor == 0) | (np.abs(ones - factor) > 1e-6 * np.abs(factor)), np.nan, factor)
+    factor = np.where((factor == 0) | (np.abs(ones - factor) > 1e-4 * np.abs(factor)), np.nan, factor)
+    layer = float(which.reshape(-1)[0] / factor.reshape(-1)[0])
     numbers = np.stack([up / factor, -down / factor])
     columns = np.rint(numbers[0, ..., :1, :])
     # NaN is not below the limit.
-    if not np.abs(numbers - columns).max() < SAME:
+    if not (np.abs(numbers - columns).max() < SAME and np.abs(which / factor - np.rint(layer)).max() < SAME):
         return None
-    heads = columns.reshape(-1, columns.shape[-1]).astype(np.int64)
-    behind = _layer_of(heads, numbering)
-    return None if behind is None else (behind, heads - numbering[behind].first)
+    index = int(np.rint(layer)) - 1
+    if not 0 <= index < len(runs.layers):
+        return None
+    return _Traced(
+        layer=runs.layers[index],
+        columns=columns.reshape(-1, columns.shape[-1]).astype(np.int64) - 1,
+        same_factor=bool(np.abs(factor - 1).max() < 1e-4),
+    )
 
 
 def _pairs(q: NDArray[np.int64], k: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -343,45 +406,25 @@ def _pairs(q: NDArray[np.int64], k: NDArray[np.int64]) -> tuple[NDArray[np.int64
     return (heads[:, 0], heads[:, 1]) if distinct else None
 
 
-def _layer_of(columns: NDArray[np.int64], numbering: Mapping[str, _Numbers]) -> str | None:
-    """The layer that all of these numbers belong to."""
-    return next((name for name, at in numbering.items() if at.first <= columns.min() and columns.max() < at.end), None)
-
-
-def _numbered(
+def _replaced(
     model: ir.Model,
-    numbering: Mapping[str, _Numbers],
+    values: Mapping[str, NDArray[np.float32]],
     tensors: Sequence[str],
     image: NDArray[np.float32],
-    values: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> Mapping[str, NDArray[np.float32]]:
-    """`tensors` of a graph in which every linear layer's result is `values` of its columns' numbers, for every token."""
+    """`tensors`, where every linear layer's result is `values` of its columns, for every token."""
     copy = model.clone()
     nodes = {str(node.name): node for node in copy.graph}
-    for name, numbers in numbering.items():
-        _replace_result(copy.graph, nodes[name], values(np.arange(numbers.first, numbers.end, dtype=np.float32)))
+    for name, columns in values.items():
+        _replace_result(copy.graph, nodes[name], columns)
     backend = OnnxRuntimeBackend(with_outputs(copy, tensors), exact=True, threads=1, outputs=tensors)
     return dict(zip(tensors, backend.tensors(image), strict=True))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Numbers:
-    """The numbers of one layer's columns: from `first` up to, and without, `end`."""
-
-    first: int
-    end: int
-
-
-def _numbering(graph: ir.Graph) -> dict[str, _Numbers]:
-    """Numbers for the columns of every linear layer, by node, without a gap."""
-    numbering: dict[str, _Numbers] = {}
-    start = 1
-    for node in graph:
-        weight = constant(node.inputs[1]) if node.op_type == "MatMul" else None
-        if weight is not None and weight.ndim == 2 and constant(node.inputs[0]) is None:
-            numbering[str(node.name)] = _Numbers(start, start + weight.shape[1])
-            start += weight.shape[1]
-    return numbering
+def linear_weight(node: ir.Node) -> NDArray[np.float32] | None:
+    """The constant [in, out] weight of a MatMul that computes a linear layer; None for any other node."""
+    weight = constant(node.inputs[1]) if node.op_type == "MatMul" else None
+    return weight if weight is not None and weight.ndim == 2 and constant(node.inputs[0]) is None else None
 
 
 def result_of(layer: ir.Node) -> ir.Value:

@@ -29,7 +29,7 @@ ROWS = 8_192
 GRAM_STRIDE = 4
 KEEP_STRIDE = 32
 # Rows gathered before they are folded in: large enough for one efficient matrix product, small enough for memory.
-CHUNK = 512
+CHUNK = 256
 SMALLEST_LIMIT = 2.0**-20
 
 
@@ -103,13 +103,16 @@ class Activation:
 
     Attributes:
         histogram: Per channel.
-        gram: float32 [channels, channels]: sum of the outer products of `gram_rows` rows; None where nothing rounds by it.
-        total: float64 [channels]: sum of those rows.
+        offset: float32 [channels]: about the mean of each channel.
+        gram: float32 [channels, channels]: sum of the outer products of `gram_rows` rows, less `offset`: of a channel whose
+            mean is far larger than its spread, float32 would keep only the mean. None where nothing rounds by it.
+        total: float64 [channels]: sum of those rows, less `offset`.
         gram_rows: How many they were.
         rows: float32 [kept, channels]: a few rows as they are.
     """
 
     histogram: ChannelHistogram
+    offset: NDArray[np.float32]
     gram: Rows | None
     total: NDArray[np.float64]
     gram_rows: int
@@ -122,7 +125,7 @@ class Observation:
 
     Attributes:
         activations: By name of the tensor.
-        first_logits: float32 [n, classes], of the first batch.
+        first_logits: float32 [n, classes], of the first images; as many as were run side by side.
     """
 
     activations: Mapping[str, Activation]
@@ -161,42 +164,57 @@ class Batch:
     rows: int
 
 
+def _strides(share: float) -> tuple[int, int]:
+    """Every how many rows enter the second moments, and are kept, of a tensor with a `share` of the rows asked for.
+
+    Powers of two, so that no row is in both.
+    """
+    fewer = 2 ** max(math.floor(-math.log2(share)), 0)
+    return max(GRAM_STRIDE // fewer, 1), max(KEEP_STRIDE // fewer, 1)
+
+
 class _Gathering:
     """One activation while it is observed."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.histogram: ChannelHistogram | None = None
+        self.offset: NDArray[np.float32] | None = None
         self.gram: Rows | None = None
         self.total: NDArray[np.float64] | None = None
         self.gram_rows = 0
         self.seen = 0
         self.kept: list[Rows] = []
 
-    def fold(self, parts: Sequence[Rows]) -> None:
+    def fold(self, parts: Sequence[Rows], wanted: int) -> None:
+        """Take in the rows of one chunk, of which `wanted` were asked for: a tensor of one token has fewer."""
         rows = np.concatenate(parts)
         channels = rows.shape[1]
-        if self.histogram is None or self.total is None:
+        if self.histogram is None or self.total is None or self.offset is None:
             self.histogram, self.total = ChannelHistogram(channels), np.zeros(channels)
+            self.offset = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
             self.gram = np.zeros((channels, channels), np.float32) if self.tensor.moments else None
         if self.tensor.counts:
             self.histogram.add(rows)
         else:
             self.histogram.widen(rows)
-        chosen = rows[-self.seen % GRAM_STRIDE :: GRAM_STRIDE]
+        gram_stride, keep_stride = _strides(len(rows) / wanted)
+        chosen = rows[-self.seen % gram_stride :: gram_stride] - self.offset
         if self.gram is not None:
             # NumPy sees that this is symmetric, and computes one half.
             self.gram += chosen.T @ chosen
         self.total += chosen.sum(axis=0, dtype=np.float64)
         self.gram_rows += len(chosen)
-        self.kept.append(rows[-self.seen % KEEP_STRIDE :: KEEP_STRIDE].copy())
+        # Half a stride further: what judges the rounding is none of what the rounding compensated for.
+        self.kept.append(rows[(gram_stride // 2 - self.seen) % keep_stride :: keep_stride].copy())
         self.seen += len(rows)
 
     def result(self) -> Activation:
-        if self.histogram is None or self.total is None:
+        if self.histogram is None or self.total is None or self.offset is None:
             raise InputError("No calibration image was observed.")
         return Activation(
             histogram=self.histogram,
+            offset=self.offset,
             gram=self.gram,
             total=self.total,
             gram_rows=self.gram_rows,
@@ -230,10 +248,14 @@ def observe(
         for chunk in _chunks(batches):
             # The pool still folds the chunk before, while this one's images were read.
             results = list(pool.map(lambda batch: _rows(backend, tensors, batch), chunk))
-            first_logits = results[0][1] if first_logits is None else first_logits
+            if first_logits is None:
+                first_logits = np.concatenate([logits for _, logits in results])
             parts = zip(*(rows for rows, _ in results), strict=True)
             _finish(folding)
-            folding = [pool.submit(gathering.fold, rows) for gathering, rows in zip(gatherings, parts, strict=True)]
+            folding = [
+                pool.submit(gathering.fold, rows, _wanted(gathering.tensor, chunk))
+                for gathering, rows in zip(gatherings, parts, strict=True)
+            ]
             del results, parts
             done += sum(len(batch.images) for batch in chunk)
             progress("calibrating", min(done, total), total)
@@ -265,14 +287,23 @@ def _rows(backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batch: Batch) 
     return [_pick(values, tensor, batch) for values, tensor in zip(activations, tensors, strict=True)], logits
 
 
+def _rows_of(tensor: Tensor, batch: Batch) -> int:
+    """How many rows one image contributes, if the tensor has as many."""
+    # A pool of single values has many more of them than there are tokens.
+    return batch.rows if tensor.per_channel else batch.rows * 32
+
+
+def _wanted(tensor: Tensor, chunk: Sequence[Batch]) -> int:
+    return sum(_rows_of(tensor, batch) * len(batch.images) for batch in chunk)
+
+
 def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
     """`batch.rows` rows of each image, float32 [n · rows, channels], from positions that differ from image to image."""
     count = len(batch.images)
     channels = values.shape[-1] if tensor.per_channel else 1
     tokens = values.reshape(count, -1, channels)
     length = tokens.shape[1]
-    # A pool of single values has many more of them than a token has.
-    take = min(batch.rows if tensor.per_channel else batch.rows * 32, length)
+    take = min(_rows_of(tensor, batch), length)
     steps = np.arange(take) * length // take
     images = np.arange(count)[:, None]
     picked: Rows = tokens[images, (steps + batch.first + images) % length].reshape(-1, channels)

@@ -57,7 +57,7 @@ class Point:
         node: Name of the node.
         index: Which of its inputs.
         tensor: Name of that input.
-        group: The block's attention, which is quantized as a whole or not at all, or the residual Add.
+        group: Name of the attention's second product or of the residual Add; all points of a group are quantized, or none.
     """
 
     node: str
@@ -123,7 +123,7 @@ def attention_points(graph: ir.Graph, settings: QuantSettings) -> tuple[Point, .
             continue
         for node in (first, second):
             points += [
-                Point(node=str(node.name), index=index, tensor=str(operand(node, index).name), group=module_of(second))
+                Point(node=str(node.name), index=index, tensor=str(operand(node, index).name), group=str(second.name))
                 for index in (0, 1)
             ]
     return tuple(points)

@@ -54,7 +54,7 @@ class Observer:
 
     Attributes:
         kind: ``minmax``; ``percentile``; ``mse`` and ``entropy`` of the activation itself; ``output``, the mean square
-            error of the layers that read it.
+            error of the linear layers that read it (of the activation itself, where none does).
         percentile: Percent of the values that stay within the range; for ``percentile`` only.
     """
 
@@ -62,7 +62,7 @@ class Observer:
     percentile: float = DEFAULT_PERCENTILE
 
     def __str__(self) -> str:
-        return f"percentile:{self.percentile:g}" if self.kind == "percentile" else self.kind
+        return f"percentile:{self.percentile!r}" if self.kind == "percentile" else self.kind
 
     @classmethod
     def parse(cls, text: str) -> Observer:

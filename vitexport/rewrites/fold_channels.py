@@ -1,7 +1,8 @@
 """A float graph and scales and shifts per channel enter; a graph of the same float function, with other channels, leaves.
 
 A tensor x that layers read becomes (x - shift) / scale: what computes it is changed to give that, and the layers' weights
-and biases undo it. Only constants change, but for one Sub where nothing in front can take a shift.
+and biases undo it; or, of q and k, each undoes the other and no layer has to. Only constants change, but for one Sub where
+nothing in front can take a shift.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ChannelFold:
         kind: ``norm``, ``value``, ``product`` or ``after``, as `vitexport.quantize.fold` explains them.
         producer: Name of the node that takes them; for ``after`` the name of the tensor.
         columns: Column of the producer's weight by channel, for ``value`` and ``product``.
-        layers: Names of the MatMuls that read the tensor.
+        layers: Names of the MatMuls that read the tensor; none for q and k.
         scale: float64 [channels], positive.
         shift: float64 [channels].
     """
@@ -50,7 +51,7 @@ class ChannelFold:
 
 
 class FoldChannels(InPlacePass):
-    """Apply `folds`, each in float64, rounded to float32 once."""
+    """Apply `folds`, each in float64, rounded to float32 behind each."""
 
     def __init__(self, folds: Sequence[ChannelFold]) -> None:
         self.folds = folds
@@ -72,7 +73,7 @@ class FoldChannels(InPlacePass):
         return PassResult(model, modified=bool(self.folds))
 
     def ensures(self, model: ir.Model) -> None:
-        """Every constant is finite."""
+        """Every constant is finite, but for the infinities that a mask may hold."""
         for name, value in model.graph.initializers.items():
             array = constant(value)
             if array is not None and array.dtype == np.float32 and bool(np.isnan(array).any()):

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
 from vitexport.legality import qdq_violations
-from vitexport.rewrites.graph import add_constant, change_bias, constant, drop_unused_initializers, make_node, operand
+from vitexport.rewrites.graph import (
+    add_constant,
+    change_bias,
+    constant,
+    drop_unused_initializers,
+    make_node,
+    operand,
+    unique_name,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +65,7 @@ class QuantizedInput:
         node: Name of the node.
         index: Which of its inputs.
         scale: Positive; symmetric int8.
-        group: What is quantized as a whole or not at all.
+        group: Name of what is quantized as a whole or not at all.
     """
 
     node: str
@@ -86,20 +94,23 @@ class InsertQdq(InPlacePass):
         """Insert pair by pair, in graph order."""
         graph = model.graph
         nodes = {node.name: node for node in graph}
+        names = {str(node.name) for node in graph}
         dequantized: dict[str, ir.Value] = {}
         for layer in self.layers:
             node = nodes[layer.node]
             if layer.activation not in dequantized:
-                dequantized[layer.activation] = _activation_pair(graph, operand(node, 0), layer)
+                dequantized[layer.activation] = _pair(
+                    graph, operand(node, 0), layer.activation_scale, layer.activation_zero_point, names
+                )
             node.replace_input_with(0, dequantized[layer.activation])
             node.replace_input_with(1, _weight(graph, node, layer))
             if (change := layer.bias_change) is not None:
                 change_bias(graph, node, len(change), change.__add__)
-        self._insert_inputs(graph, nodes)
+        self._insert_inputs(graph, nodes, names)
         drop_unused_initializers(graph)
         return PassResult(model, modified=bool(self.layers))
 
-    def _insert_inputs(self, graph: ir.Graph, nodes: Mapping[str | None, ir.Node]) -> None:
+    def _insert_inputs(self, graph: ir.Graph, nodes: Mapping[str | None, ir.Node], names: set[str]) -> None:
         """One pair for each tensor and scale: q, k and v of one attention read different tensors."""
         pairs: dict[tuple[ir.Value, float], ir.Value] = {}
         for item in self.inputs:
@@ -107,7 +118,7 @@ class InsertQdq(InPlacePass):
             value = operand(node, item.index)
             key = (value, float(item.scale))
             if key not in pairs:
-                pairs[key] = _pair(graph, value, item.scale, np.int8(0))
+                pairs[key] = _pair(graph, value, item.scale, np.int8(0), names)
             node.replace_input_with(item.index, pairs[key])
 
     def ensures(self, model: ir.Model) -> None:
@@ -121,23 +132,20 @@ def _pair_constants(graph: ir.Graph, name: str, scale: Any, zero: Any) -> list[i
     return [add_constant(graph, f"{name}.scale", scale), add_constant(graph, f"{name}.zero_point", zero)]
 
 
-def _activation_pair(graph: ir.Graph, value: ir.Value, layer: QuantizedLinear) -> ir.Value:
-    return _pair(graph, value, layer.activation_scale, layer.activation_zero_point)
-
-
-def _pair(graph: ir.Graph, value: ir.Value, scale: np.float32, zero_point: np.uint8 | np.int8) -> ir.Value:
+def _pair(graph: ir.Graph, value: ir.Value, scale: np.float32, zero_point: np.uint8 | np.int8, names: set[str]) -> ir.Value:
+    """Quantize and dequantize `value`; a second pair of the same value, which a skip may need, gets other `names`."""
     constants = _pair_constants(graph, f"{value.name}", np.asarray(scale, np.float32), np.asarray(zero_point))
     quantize = make_node(
         "QuantizeLinear",
         [value, *constants],
-        name=f"{value.name}/QuantizeLinear",
+        name=_fresh(f"{value.name}/QuantizeLinear", names),
         dtype=ir.DataType.INT8 if zero_point.dtype == np.int8 else ir.DataType.UINT8,
         shape=value.shape,
     )
     dequantize = make_node(
         "DequantizeLinear",
         [quantize.outputs[0], *constants],
-        name=f"{value.name}/DequantizeLinear",
+        name=_fresh(f"{value.name}/DequantizeLinear", names),
         dtype=ir.DataType.FLOAT,
         shape=value.shape,
     )
@@ -147,6 +155,12 @@ def _pair(graph: ir.Graph, value: ir.Value, scale: np.float32, zero_point: np.ui
     else:
         graph.insert_after(producer, [quantize, dequantize])
     return dequantize.outputs[0]
+
+
+def _fresh(name: str, names: set[str]) -> str:
+    unique = unique_name(name, names)
+    names.add(unique)
+    return unique
 
 
 def _weight(graph: ir.Graph, node: ir.Node, layer: QuantizedLinear) -> ir.Value:
