@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from vitexport.artifacts import silent
 from vitexport.errors import InputError
-from vitexport.quantize.observe import CHANNEL_BINS, ChannelHistogram
+from vitexport.quantize.equalize import Equalization, equalized_moments
+from vitexport.quantize.observe import CHANNEL_BINS, Activation, Batch, ChannelHistogram, Tensor, observe
 
 CHANNELS = 2
 # Values at, just beside and between powers of two: where the limit doubles.
@@ -129,3 +132,56 @@ def test_memory_does_not_depend_on_how_many_values_were_seen() -> None:
     assert held(few) == held(many)
     assert many.counts.sum(axis=1).tolist() == [19 * 20_000] * CHANNELS
     assert all(not isinstance(value, list) for value in vars(many).values())
+
+
+class Given:
+    """A session that hands out given rows, one token an image, instead of computing them."""
+
+    def __init__(self, tokens: NDArray[np.float32]) -> None:
+        self.tokens = tokens
+
+    def tensors(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        numbers = images[:, 0, 0, 0].astype(int)
+        return [self.tokens[numbers][:, None], np.zeros((len(numbers), 2), np.float32)]
+
+
+def observed(tokens: NDArray[np.float32], rows: int) -> Activation:
+    """What is seen of one activation with `tokens` [images, channels], where `rows` rows of each image are asked for."""
+    count = len(tokens)
+    parts = [Batch(images=np.full((1, 3, 1, 1), number, np.float32), first=number, rows=rows) for number in range(count)]
+    backend: Any = Given(tokens)
+    wanted = Tensor(name="x", per_channel=True, moments=True)
+    return observe(backend, [wanted], parts, count, silent).activations["x"]
+
+
+@pytest.mark.parametrize("rows", [8, 512])
+def test_moments_survive_a_mean_that_is_far_larger_than_the_spread(rows: int) -> None:
+    """In float32 the square of 1e4 leaves no room for that of 0.1; a constant channel has none at all."""
+    random = np.random.default_rng(0)
+    tokens = random.normal(0, 1, (400, 6)) * [1, 0.1, 0.1, 0, 1, 1] + [0, 1e4, -1e5, 3e3, 5, 0]
+    seen = tokens.astype(np.float32)
+    activation = observed(seen, rows)
+    shift = seen.mean(axis=0, dtype=np.float64)
+    moments = equalized_moments(activation, Equalization(scale=np.ones(6), shift=shift, strength=0.0), 0.0)
+    centred = (seen - shift)[:: 400 // activation.gram_rows][: activation.gram_rows]
+    expected = centred.T @ centred
+    size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    np.testing.assert_array_less(np.abs(moments - expected), 1e-3 * size + 1e-3)
+
+
+def test_a_tensor_with_one_token_gives_every_row() -> None:
+    """The head reads one token of each image: of a few hundred rows none is left out of what rounding looks at."""
+    tokens = np.random.default_rng(1).normal(0, 1, (300, 4)).astype(np.float32)
+    few = observed(tokens, rows=64)
+    assert (few.gram_rows, len(few.rows)) == (300, 300)
+    many = observed(tokens, rows=1)
+    assert (many.gram_rows, len(many.rows)) == (75, 10)
+
+
+def test_what_judges_is_none_of_what_was_compensated_for() -> None:
+    tokens = np.arange(2 * 512, dtype=np.float32).reshape(512, 2)
+    activation = observed(tokens, rows=1)
+    compensated = set(range(0, 512, 512 // activation.gram_rows))
+    judged = {int(row[0]) // 2 for row in activation.rows}
+    assert judged
+    assert not judged & compensated
