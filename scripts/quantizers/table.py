@@ -97,7 +97,9 @@ def _where(result: Mapping[str, Any]) -> str:
         f"Measured by `scripts/benchmark_quantizers` on {machine['cpu']} ({', '.join(machine['cpu_flags'])}), "
         f"{machine['threads']} threads: {versions}. Logits are held against those of the float ONNX, both computed node by "
         "node in float. *linear*: held to the layers that vitexport quantizes; other rows have their tool's own placement. "
-        "Refused: TensorRT-RTX does not compile the graph for compute capability 8.9."
+        "*vitexport minmax* does only what ONNX Runtime's MinMax does (no degraded copies, no equalization, rounding to "
+        "nearest), to compare what the same work costs. Refused: TensorRT-RTX does not compile the graph for compute "
+        "capability 8.9."
     )
 
 
