@@ -264,10 +264,16 @@ def test_the_exact_twin_holds_the_numbers_of_the_cpu_variant(
         pytest.skip(reason)
     logits, exact = run(integer, pixels), run(twin, pixels)
     scale = float(np.abs(exact).max())
-    # A rounding that falls the other way shows a little, and moves others behind it; another number anywhere would show as
-    # much as INT8 itself does.
+    # A rounding that falls the other way shows a little; another number anywhere would show as much as INT8 itself does.
     np.testing.assert_allclose(logits, exact, atol=2e-3 * scale)
-    assert rms(logits - exact) < 0.3 * rms(run(exported("1:4:8", model="sample"), pixels) - exact)
+    # On many images: in a few of them such a rounding moves others behind it, and eight images may hold one of those few.
+    batches = list(digits(128).batches(live("sample")[1].preprocess, 8))
+    computed, twins, floats = (
+        np.concatenate([run(model, batch) for batch in batches])
+        for model in (integer, twin, exported("1:4:8", model="sample"))
+    )
+    assert rms(computed - twins) < 0.1 * rms(floats - twins)
+    assert np.median(np.abs(computed - twins)) < 1e-3 * np.median(np.abs(floats - twins))
     shipped = open_onnx(integer).run(pixels)
     np.testing.assert_array_equal(shipped.argmax(1), exact.argmax(1))
 
