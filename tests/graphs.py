@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.rewrites import InPlacePass, apply
 
 LOG_FATAL = 4
 # ONNX Runtime's oldest supported wheels read it, and it covers every opset here.
@@ -65,6 +67,14 @@ def run(model: ir.Model | bytes | Path, images: NDArray[Any], *, optimized: bool
 def operators(model: ir.Model) -> Counter[str]:
     """How often each operator occurs."""
     return Counter(node.op_type for node in model.graph)
+
+
+def assert_stays(model: ir.Model, rewrite: InPlacePass, images: NDArray[Any]) -> None:
+    """`rewrite` leaves the operators of `model`, and what it computes, as they are."""
+    before, expected = operators(model), run(model, images)
+    apply(model, rewrite)
+    assert operators(model) == before
+    np.testing.assert_array_equal(run(model, images), expected)
 
 
 def valid_in(model: ir.Model, opset: int) -> None:
