@@ -73,10 +73,29 @@ def sample_request(out: Path, **changes: Any) -> BuildRequest:
     return BuildRequest(**(values | changes))
 
 
+def several_request() -> ModelRequest:
+    """The sample with two feature maps beside its logits."""
+    return dataclasses.replace(SAMPLE, head="classifier", features=(0, 1))
+
+
 @pytest.fixture(scope="session")
 def cpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sample, INT8, for this machine's CPU class, batch 1."""
     return Built(*run(sample_request(tmp_path_factory.mktemp("cpu") / "digits-cpu"), silent))
+
+
+@pytest.fixture(scope="session")
+def embedding_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The tiny model without its classifier, in float32 for this machine's CPU class: it names no classes."""
+    model = dataclasses.replace(TINY, head="features")
+    return Built(*run(BuildRequest(model=model, target="cpu", out=tmp_path_factory.mktemp("embedding") / "tiny"), silent))
+
+
+@pytest.fixture(scope="session")
+def several_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The sample with its classifier and two feature maps, INT8, for this machine's CPU class."""
+    out = tmp_path_factory.mktemp("several") / "digits-several"
+    return Built(*run(sample_request(out, model=several_request(), calibration_size=32), silent))
 
 
 @pytest.fixture(scope="session")

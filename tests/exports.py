@@ -7,23 +7,22 @@ import tempfile
 from pathlib import Path
 
 from conftest import CALIBRATION, ROOT, TINY
-from torch import nn
 
 from vitexport.artifacts import BatchRange, ModelSource, OnnxModel
 from vitexport.datasets import ImageSet, open_images
 from vitexport.export import export_onnx
-from vitexport.source import ModelRequest, load
+from vitexport.source import Exposed, ModelRequest, load
 
 REQUESTS = {"tiny": TINY, "sample": ModelRequest(name=f"local-dir:{ROOT / 'scripts' / 'sample'}")}
 
 
-def live(model: str = "tiny") -> tuple[nn.Module, ModelSource]:
+def live(model: str = "tiny") -> tuple[Exposed, ModelSource]:
     """The module itself, and its description."""
     return _live(model)
 
 
 @functools.cache
-def _live(model: str) -> tuple[nn.Module, ModelSource]:
+def _live(model: str) -> tuple[Exposed, ModelSource]:
     return load(REQUESTS[model])
 
 

@@ -14,10 +14,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.artifacts import INPUT_NAME
 from vitexport.rewrites import InPlacePass, apply
 
 LOG_FATAL = 4
+# The one output of the graphs here.
+LOGITS = "logits"
 # ONNX Runtime's oldest supported wheels read it, and it covers every opset here.
 IR_VERSION = 10
 
@@ -35,7 +37,7 @@ def graph_of(
         list(nodes),
         "test",
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, list(shape))],
-        [helper.make_tensor_value_info(OUTPUT_NAME, output_type, None)],
+        [helper.make_tensor_value_info(LOGITS, output_type, None)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
@@ -49,8 +51,10 @@ def read(data: bytes) -> ir.Model:
     return ir.from_proto(onnx.load_model_from_string(data))
 
 
-def run(model: ir.Model | bytes | Path, images: NDArray[Any], *, optimized: bool = False) -> NDArray[Any]:
-    """``logits`` of `images` by ONNX Runtime on one thread, node by node unless `optimized`."""
+def run(
+    model: ir.Model | bytes | Path, images: NDArray[Any], *, optimized: bool = False, output: str = LOGITS
+) -> NDArray[Any]:
+    """`output` of `images` by ONNX Runtime on one thread, node by node unless `optimized`."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_FATAL
     options.intra_op_num_threads = 1
@@ -60,7 +64,7 @@ def run(model: ir.Model | bytes | Path, images: NDArray[Any], *, optimized: bool
         model = bytes(ir.to_proto(model).SerializeToString())
     source = str(model) if isinstance(model, Path) else model
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    result: NDArray[Any] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+    result: NDArray[Any] = session.run([output], {INPUT_NAME: images})[0]
     return result
 
 

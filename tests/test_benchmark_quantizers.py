@@ -34,7 +34,7 @@ POWERS = st.lists(st.sampled_from([2.0**power for power in range(-3, 11)]), max_
 def test_rescaled_sample_computes_the_same_logits_with_large_channels_inside() -> None:
     inputs = torch.from_numpy(next(open_images(VALIDATION, limit=16).batches(live("sample")[1].preprocess, 16)))
     for outliers in (MODERATE, EXTREME):
-        model = copy.deepcopy(live("sample")[0])
+        model = copy.deepcopy(live("sample")[0].model)
         norm = model.get_submodule("blocks.1.norm1")
         with torch.inference_mode():
             logits, before = model(inputs), _outputs(model, norm, inputs)
@@ -52,7 +52,7 @@ def test_rescaled_sample_computes_the_same_logits_with_large_channels_inside() -
 @settings(deadline=None, max_examples=15)
 @given(norm=POWERS, values=POWERS)
 def test_any_powers_of_two_leave_the_function(norm: tuple[float, ...], values: tuple[float, ...]) -> None:
-    model = copy.deepcopy(live("tiny")[0])
+    model = copy.deepcopy(live("tiny")[0].model)
     inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = model(inputs)

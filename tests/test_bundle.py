@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Built
+from graphs import LOGITS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitexport.artifacts import BatchRange, Precision
+from vitexport.artifacts import BatchRange, OutputSpec, Precision
 from vitexport.bundle import (
-    GOLDEN_LOGITS,
     GOLDEN_PIXELS,
     MANIFEST,
     REPORT,
@@ -42,7 +43,11 @@ from vitexport.targets import catalogue, resolve
 SPEC = PreprocessSpec(height=4, width=6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", crop_pct=0.9)
 REPORT_OF_TINY = Report(title="tiny", checks=(skipped("latency", "not measured"),), measurements={}, machine={})
 MODEL = {"name": "vit", "weights": "random:seed=0", "weights_sha256": "0" * 64, "parameters": 5}
+GOLDEN_LOGITS = "golden/logits.npy"
 ARTIFACTS = {"onnx": "model.onnx", "golden_pixels": GOLDEN_PIXELS, "golden_logits": GOLDEN_LOGITS}
+THREE_CLASSES = OutputSpec(name=LOGITS, kind="logits", shape=(3,))
+EMBEDDING = OutputSpec(name="embedding", kind="embedding", shape=(5,))
+FEATURE = OutputSpec(name="feature_2", kind="feature_map", shape=(5, 2, 3))
 ENGINE = {
     "library": "tensorrt",
     "library_version": "10.3.0",
@@ -56,6 +61,10 @@ CPU_FILES = (*TINY_FILES, "model.float.onnx")
 L4_FILES = (*CPU_FILES, "model.engine")
 
 
+def classes(**changes: Any) -> OutputSpec:
+    return dataclasses.replace(THREE_CLASSES, **changes)
+
+
 def make_manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "versions": {"vitexport": "0.1.0"},
@@ -66,7 +75,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "preprocess": SPEC,
         "labels": ("cat", "dog", "çà"),
         "synsets": None,
-        "num_classes": 3,
+        "outputs": (THREE_CLASSES,),
         "artifacts": ARTIFACTS,
         "engine": None,
         "recipe": None,
@@ -174,7 +183,7 @@ def test_no_byte_anywhere_in_the_manifest_can_change_unseen(tiny: Path) -> None:
     [
         lambda text: text + "\n",
         lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.replace('"num_classes": 3', '"num_classes":  3'),
+        lambda text: text.replace('"kind": "logits"', '"kind":  "logits"'),
         lambda text: text.replace('"crop_pct": 0.9', '"crop_pct": 0.90'),
         lambda text: text.replace("{", '{"precision": "int8",', 1),
         lambda text: text.replace("ç", "\\u00e7"),
@@ -216,8 +225,15 @@ def test_two_files_that_changed_places_are_refused(tiny: Path) -> None:
 
 def test_a_newer_format_asks_for_a_newer_vitexport(tiny: Path) -> None:
     data = json.loads((tiny / MANIFEST).read_text(encoding="utf-8"))
-    write_json(tiny / MANIFEST, {**data, "format_version": 2, "a_new_field": []})
-    with pytest.raises(BundleError, match=r"has format 2; this vitexport reads up to 1\. Upgrade vitexport"):
+    write_json(tiny / MANIFEST, {**data, "format_version": 3, "a_new_field": []})
+    with pytest.raises(BundleError, match=r"has format 3; this vitexport reads up to 2\. Upgrade vitexport"):
+        open_bundle(tiny)
+
+
+def test_an_older_format_asks_for_another_build(tiny: Path) -> None:
+    data = json.loads((tiny / MANIFEST).read_text(encoding="utf-8"))
+    write_json(tiny / MANIFEST, {**data, "format_version": 1})
+    with pytest.raises(BundleError, match=r"format 1, of an older vitexport; this one reads 2\. Build it again\."):
         open_bundle(tiny)
 
 
@@ -239,8 +255,8 @@ def test_a_missing_folder_a_file_and_an_empty_folder_are_no_bundles(tmp_path: Pa
         b"{}",
         b'{"format_version": "1"}',
         b'{"format_version": 0}',
-        b'{"format_version": 1, "value": NaN}',
-        b'{"format_version": 1, "name": "\\ud800"}',
+        b'{"format_version": 2, "value": NaN}',
+        b'{"format_version": 2, "name": "\\ud800"}',
         b"[" * 100_000,
         b'{"format_version": ' + b"9" * 5000 + b"}",
     ],
@@ -320,7 +336,7 @@ manifests = st.builds(
     preprocess=st.just(SPEC),
     labels=st.none() | st.tuples(texts, texts, texts),
     synsets=st.none() | st.tuples(texts, texts, texts),
-    num_classes=st.just(3),
+    outputs=st.sampled_from([(THREE_CLASSES,), (THREE_CLASSES, EMBEDDING), (FEATURE, THREE_CLASSES)]),
     artifacts=st.just({}),
     engine=st.none()
     | st.builds(
@@ -371,8 +387,20 @@ def test_a_model_without_what_reports_show_is_refused(key: str, value: object, t
     [
         {"labels": ("cat", "dog")},
         {"synsets": ("n01", "n02", "n03", "n04")},
-        {"num_classes": 0, "labels": None},
-        {"num_classes": "3"},
+        {"outputs": (), "labels": None},
+        {"outputs": (classes(shape=(0,)),), "labels": None},
+        {"outputs": (classes(shape=("3",)),)},
+        {"outputs": (classes(shape=(3.0,)),)},
+        {"outputs": (classes(shape=(3, 3)),)},
+        {"outputs": (classes(shape=()),)},
+        {"outputs": (classes(kind="scores"),)},
+        {"outputs": (classes(name="../logits"),)},
+        {"outputs": (classes(name=3),)},
+        {"outputs": (THREE_CLASSES, THREE_CLASSES)},
+        {"outputs": (THREE_CLASSES, classes(kind="embedding"))},
+        {"outputs": (THREE_CLASSES, classes(name="probabilities", kind="probabilities"))},
+        {"outputs": (classes(shape=(10**9,)),), "labels": None},
+        {"outputs": (EMBEDDING,)},
         {"recipe": RECIPE},
         {"precision": "int8"},
         {"precision": "int8", "recipe": {**RECIPE, "layers": None}},
@@ -398,10 +426,52 @@ def test_json_files_hold_no_nan(tmp_path: Path) -> None:
 
 
 def test_golden_arrays_are_read_back(tiny: Path) -> None:
-    pixels, logits = open_bundle(tiny).golden()
+    pixels, outputs = open_bundle(tiny).golden()
     np.testing.assert_array_equal(pixels.ravel(), np.arange(144))
     assert pixels.shape == (2, 4, 6, 3)
-    assert logits.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert {name: values.tolist() for name, values in outputs.items()} == {LOGITS: [[1, 1, 1], [1, 1, 1]]}
+
+
+def without_classes(folder: Path) -> dict[str, np.typing.NDArray[np.float32]]:
+    """Make the bundle in `folder` one of a model with an embedding and a feature map; returns its golden outputs."""
+    random = np.random.default_rng(0)
+    outputs = {spec.name: random.normal(0, 1, (2, *spec.shape)).astype(np.float32) for spec in (EMBEDDING, FEATURE)}
+    (folder / GOLDEN_LOGITS).unlink()
+    for name, values in outputs.items():
+        np.save(folder / "golden" / f"{name}.npy", values)
+    files = {"onnx": "model.onnx", "golden_pixels": GOLDEN_PIXELS}
+    artifacts = files | {f"golden_{name}": f"golden/{name}.npy" for name in outputs}
+    changes: dict[str, Any] = {"outputs": (EMBEDDING, FEATURE), "labels": None, "artifacts": artifacts}
+    write_manifest(folder, make_manifest(files=hash_files(folder), **changes))
+    return outputs
+
+
+def test_a_bundle_without_classes_is_opened_as_it_was_written(tiny: Path) -> None:
+    written = without_classes(tiny)
+    bundle = open_bundle(tiny)
+    assert bundle.manifest.outputs == (EMBEDDING, FEATURE)
+    assert bundle.manifest.num_classes is None
+    _, outputs = bundle.golden()
+    assert list(outputs) == ["embedding", "feature_2"]
+    for name, values in written.items():
+        np.testing.assert_array_equal(outputs[name], values)
+
+
+def test_every_output_needs_its_golden_array(tiny: Path) -> None:
+    without_classes(tiny)
+    bundle = open_bundle(tiny)
+    few = {role: path for role, path in bundle.manifest.artifacts.items() if role != "golden_feature_2"}
+    with pytest.raises(BundleError, match=r"has no golden_feature_2; build it again\."):
+        dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, artifacts=few)).golden()
+    np.save(tiny / "golden" / "feature_2.npy", np.zeros((2, 5, 3, 2), np.float32))
+    with pytest.raises(BundleError, match=r"feature_2\.npy is float32 \(2, 5, 3, 2\); expected float32 \(2, 5, 2, 3\)"):
+        bundle.golden()
+
+
+def test_a_bundle_with_probabilities_has_classes(tiny: Path) -> None:
+    outputs = (classes(name="probabilities", kind="probabilities"), FEATURE)
+    write_manifest(tiny, make_manifest(files=hash_files(tiny), outputs=outputs))
+    assert open_bundle(tiny).manifest.num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -409,17 +479,24 @@ def test_golden_arrays_are_read_back(tiny: Path) -> None:
     [
         (GOLDEN_PIXELS, np.zeros((2, 4, 6, 3), np.float32)),
         (GOLDEN_PIXELS, np.zeros((2, 6, 4, 3), np.uint8)),
-        (GOLDEN_PIXELS, np.zeros((3, 4, 6, 3), np.uint8)),
         (GOLDEN_PIXELS, np.zeros((0, 4, 6, 3), np.uint8)),
         (GOLDEN_LOGITS, np.zeros((2, 4), np.float32)),
+        (GOLDEN_LOGITS, np.zeros((2, 3), np.float64)),
+        (GOLDEN_LOGITS, np.zeros((1, 3), np.float32)),
         (GOLDEN_LOGITS, np.zeros(3, np.float32)),
     ],
 )
 def test_golden_arrays_of_another_shape_are_refused(name: str, array: np.typing.NDArray[Any], tiny: Path) -> None:
     np.save(tiny / name, array)
     bundle = Bundle(root=tiny, manifest=make_manifest())
-    with pytest.raises(BundleError, match="Golden arrays"):
+    with pytest.raises(BundleError, match=rf"{name} is {array.dtype} {re.escape(str(array.shape))}; expected "):
         bundle.golden()
+
+
+def test_more_golden_inputs_than_outputs_are_refused(tiny: Path) -> None:
+    np.save(tiny / GOLDEN_PIXELS, np.zeros((3, 4, 6, 3), np.uint8))
+    with pytest.raises(BundleError, match=r"logits\.npy is float32 \(2, 3\); expected float32 \(3, 3\)\."):
+        Bundle(root=tiny, manifest=make_manifest()).golden()
 
 
 def test_golden_arrays_never_run_code(tiny: Path) -> None:
@@ -460,7 +537,7 @@ def test_golden_arrays_whose_header_lies_about_their_size_take_no_memory(name: s
     kind = "|u1" if name == GOLDEN_PIXELS else "<f4"
     header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     (tiny / name).write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(144))
-    with pytest.raises(BundleError, match=r"cannot be read|Golden arrays"):
+    with pytest.raises(BundleError, match=rf"{name} (cannot be read|is {np.dtype(kind)} .*; expected )"):
         Bundle(root=tiny, manifest=make_manifest()).golden()
 
 

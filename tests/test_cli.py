@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import pytest
 from conftest import CALIBRATION, CHECKPOINT, ROOT, SAMPLE_WORDS, VALIDATION, Built
 from safetensors.torch import load_file, save_file
 
 from vitexport.cli import main, show
+from vitexport.runtime import load
 
 Command: TypeAlias = "Callable[..., Result]"
 
@@ -135,6 +137,83 @@ def test_validate_inspect_bench_and_predict_give_json(vitexport: Command, cpu_bu
     assert len(predicted[0]["top"]) == 2
 
 
+def test_build_takes_feature_maps_beside_the_classifier(vitexport: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--model-kwarg", "depth=2", "--features", "0,1", "--head", "classifier", "--softmax", "--min-agreement", "0")
+    done = vitexport("build", *TINY_WORDS, *words, "--target", "cpu", "--json", "-o", out)
+    assert done.returncode == 0, done.stderr
+    names = ["probabilities", "feature_0", "feature_1"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [(output["name"], output["kind"], output["shape"]) for output in manifest["outputs"]] == [
+        ("probabilities", "probabilities", [10]),
+        ("feature_0", "feature_map", [32, 4, 4]),
+        ("feature_1", "feature_map", [32, 4, 4]),
+    ]
+    for output in manifest["outputs"]:
+        golden = np.load(out / "golden" / f"{output['name']}.npy")
+        assert golden.shape[1:] == tuple(output["shape"])
+    report = json.loads(done.stdout)
+    assert list(report["measurements"]["candidates"]["fp32"]["outputs"]) == names
+    assert {"agreement", "cosine_feature_0", "cosine_feature_1"} <= {check["name"] for check in report["checks"]}
+    shown = vitexport("inspect", out).stdout
+    assert "10 classes, feature_0 [32, 4, 4], feature_1 [32, 4, 4]" in " ".join(shown.split())
+    [predicted] = json.loads(vitexport("predict", out, DIGIT, "--top", "10", "--json").stdout)
+    assert sum(entry["probability"] for entry in predicted["top"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_shows_what_a_model_without_classes_computes(vitexport: Command, embedding_bundle: Built) -> None:
+    pictures = [DIGIT, VALIDATION / "3" / "digit_0045.png"]
+    outputs = load(embedding_bundle.root).predict([str(picture) for picture in pictures]).outputs
+    rows = json.loads(vitexport("predict", embedding_bundle.root, *pictures, "--json").stdout)
+    assert [(row["image"], row["output"], row["shape"]) for row in rows] == [
+        (str(picture), "embedding", [32]) for picture in pictures
+    ]
+    for row, values in zip(rows, outputs["embedding"], strict=True):
+        assert row["norm"] == pytest.approx(float(np.linalg.norm(values)), rel=1e-5)
+        assert (row["mean"], row["std"]) == pytest.approx((float(values.mean()), float(values.std())), rel=1e-4, abs=1e-6)
+    shown = vitexport("predict", embedding_bundle.root, pictures[0]).stdout
+    assert "embedding" in shown
+    assert f"{rows[0]['norm']:.4g}" in shown
+    assert "embedding [32]" in vitexport("inspect", embedding_bundle.root).stdout
+
+
+def test_predict_writes_every_output_to_a_file(vitexport: Command, several_bundle: Built, tmp_path: Path) -> None:
+    file = tmp_path / "out.npz"
+    done = vitexport("predict", several_bundle.root, DIGIT, DIGIT, "-o", file)
+    assert done.returncode == 0, done.stderr
+    assert "7 " in done.stdout
+    outputs = load(several_bundle.root).predict([DIGIT, DIGIT]).outputs
+    with np.load(file, allow_pickle=False) as written:
+        assert set(written) == set(outputs) == {"logits", "feature_0", "feature_1"}
+        for name, values in outputs.items():
+            assert written[name].dtype == np.float32
+            np.testing.assert_array_equal(written[name], values)
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("out.npy", "ends in .npz"),
+        ("out", "ends in .npz"),
+        ("none/out.npz", "cannot be written"),
+        ("dir.npz", "is a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    vitexport: Command, name: str, fragment: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dir.npz").mkdir()
+    # The bundle is not looked at: it does not exist.
+    assert_refused(vitexport("predict", tmp_path / "bundle", DIGIT, "-o", tmp_path / name), 2, fragment)
+    assert [path.name for path in tmp_path.iterdir()] == ["dir.npz"]
+
+
+def test_a_model_without_classes_has_no_accuracy(vitexport: Command, embedding_bundle: Built) -> None:
+    refused = vitexport("validate", embedding_bundle.root, "--data", VALIDATION)
+    assert_refused(refused, 2, "names no classes, so there is no accuracy; leave --data out")
+    assert "1 passed" in vitexport("validate", embedding_bundle.root).stdout
+
+
 def test_commands_print_for_people(vitexport: Command, cpu_bundle: Built, jetson_bundle: Built) -> None:
     shown = vitexport("inspect", jetson_bundle.root).stdout
     for fragment in ("Jetson Orin Nano 8GB", "JetPack 6.2", "skipped", "trtexec", "placement A", "golden_logits"):
@@ -239,6 +318,16 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
         (("build", *TINY_WORDS, "--target", "cpu", "--crop-pct", "0.05"), 2, ("at least 0.1",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "checkpoint_path=w.pth"), 2, ("--checkpoint FILE",)),
         (("build", *TINY_WORDS, "--target", "cpu", "-o", "."), 3, ("the current folder",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--features", "0,x"), 2, ("is not a list of block numbers",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--features", "-1"), 2, ("is not a list of block numbers",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--features", "1,0"), 2, ("once, in rising order",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--features", "7"), 3, ("has no such output",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--features", "0", "--head", "none"), 2, ("give --features alone",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--head", "neck"), 2, ("--head", "'neck'")),
+        (("build", *TINY_WORDS, "--target", "cpu", "--head", "tokens", "--softmax"), 2, ("no classifier is asked for",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--min-cosine", "1.5"), 2, ("a cosine of 0 to 1",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--head", "none", "--data", VALIDATION), 2, ("returns embedding",)),
+        (("build", "torchvision:vit_b_17", "--target", "cpu"), 3, ("it has vit_b_16",)),
         (("predict", ROOT / "nowhere", DIGIT), 3, ("does not exist",)),
         (("predict", ROOT, DIGIT), 3, ("no manifest.json",)),
         (("validate", ROOT / "README.md"), 3, ("not a folder",)),

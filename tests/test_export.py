@@ -9,14 +9,15 @@ import pytest
 import torch
 from conftest import ROOT
 from exports import exported, live
-from graphs import operators, read, run, valid_in
+from graphs import LOGITS, operators, read, run, valid_in
 from numpy.typing import NDArray
 from torch import nn
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, BatchRange, ModelSource, file_sha256
+from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource, file_sha256
 from vitexport.errors import ToolchainError
 from vitexport.export import export_onnx
-from vitexport.source import ModelRequest, load
+from vitexport.source import Exposed, ModelRequest, load
+from vitexport.validate.reference import reference_outputs
 
 # opset, and whether the target's parser has LayerNormalization: TensorRT 10, 8.6, 8.5, 8.2.
 STACKS = [(20, True), (17, True), (17, False), (13, False)]
@@ -26,10 +27,8 @@ def images(count: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 1, (count, 3, 32, 32)).astype(np.float32)
 
 
-def pytorch(model: nn.Module, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        result: NDArray[np.float32] = model(torch.from_numpy(batch)).numpy()
-    return result
+def pytorch(model: Exposed, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    return reference_outputs(model, model.specs, batch)[LOGITS]
 
 
 @pytest.mark.parametrize(("opset", "layernorm_op"), STACKS)
@@ -49,7 +48,7 @@ def test_a_static_graph_agrees_with_pytorch() -> None:
 def test_the_interface_says_which_batches_are_taken(batch: str, expected: str | int) -> None:
     graph = onnx.load_model_from_string(exported(batch)).graph
     (image,), (logits,) = graph.input, graph.output
-    assert (image.name, logits.name) == (INPUT_NAME, OUTPUT_NAME)
+    assert (image.name, logits.name) == (INPUT_NAME, LOGITS)
     shapes = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (image, logits)]
     assert shapes == [[expected, 3, 32, 32], [expected, 7]]
     kinds = {value.type.tensor_type.elem_type for value in (image, logits)}
@@ -79,7 +78,7 @@ def test_the_file_is_valid_in_its_opset_and_in_no_later_ir_version(opset: int, *
 
 @pytest.mark.parametrize(("opset", "layernorm_op"), STACKS)
 def test_every_node_is_named_after_a_timm_module(opset: int, *, layernorm_op: bool) -> None:
-    modules = {name for name, _ in live()[0].named_modules()}
+    modules = {name for name, _ in live()[0].model.named_modules()}
     model = read(exported("1:4:8", opset, layernorm_op=layernorm_op))
     names = [str(node.name) for node in model.graph]
     assert len(set(names)) == len(names)
@@ -154,7 +153,7 @@ def test_a_relative_agrees_with_pytorch_at_every_batch(name: str, tmp_path: Path
     request = ModelRequest(name=name, pretrained=False, kwargs=RELATIVES[name], img_size=32, num_classes=5)
     module, source = load(request)
     path = export(tmp_path, module, source, batch=BatchRange.parse("1:2:4"))
-    modules = {name for name, _ in module.named_modules()}
+    modules = {name for name, _ in module.model.named_modules()}
     for count in (1, 3):
         expected = pytorch(module, images(count))
         np.testing.assert_allclose(run(path, images(count)), expected, atol=1e-4 * float(np.abs(expected).max()))

@@ -14,14 +14,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 from exports import exported
-from graphs import read
+from graphs import LOGITS, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitexport import legality
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, EngineRecipe
+from vitexport.artifacts import INPUT_NAME, EngineRecipe
 from vitexport.errors import InputError, ToolchainError
 from vitexport.legality import RULES, Violation, qdq_violations, refuse, violations
 from vitexport.rewrites import apply
@@ -72,7 +72,7 @@ def model(
         list(nodes),
         "test",
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, list(shape))],
-        [helper.make_tensor_value_info(OUTPUT_NAME, output, None)],
+        [helper.make_tensor_value_info(LOGITS, output, None)],
         tensors,
         value_info=list(known),
     )
@@ -130,7 +130,7 @@ def linear(
         last = f"w{number}"
     nodes += [node(product, ["a", last], ["y"], name="product", **(attributes or {})), *after]
     end = after[-1].output[0] if after else "y"
-    nodes.append(node("Cast", [end], [OUTPUT_NAME], to=TensorProto.FLOAT, name="end"))
+    nodes.append(node("Cast", [end], [LOGITS], to=TensorProto.FLOAT, name="end"))
     return model(nodes, values, opset=opset, shape=shape)
 
 
@@ -147,7 +147,7 @@ def without(proto: onnx.ModelProto, *names: str) -> onnx.ModelProto:
 
 
 def one(op_type: str, *, domain: str = "", opset: int = 20, **attributes: Any) -> onnx.ModelProto:
-    return model([node(op_type, [INPUT_NAME], [OUTPUT_NAME], name="it", domain=domain, **attributes)], {}, opset=opset)
+    return model([node(op_type, [INPUT_NAME], [LOGITS], name="it", domain=domain, **attributes)], {}, opset=opset)
 
 
 def pair(tensor: str, result: str, scale: str = "s", after: str | None = None) -> list[onnx.NodeProto]:
@@ -195,9 +195,9 @@ def unreadable_scale() -> onnx.ModelProto:
 def float_weight(*, quantized_activation: bool) -> onnx.ModelProto:
     """A weight that is rounded within the graph, or not at all."""
     if quantized_activation:
-        nodes = [*pair(INPUT_NAME, "a"), node("MatMul", ["a", "w"], [OUTPUT_NAME], name="product")]
+        nodes = [*pair(INPUT_NAME, "a"), node("MatMul", ["a", "w"], [LOGITS], name="product")]
     else:
-        nodes = [*pair("w", "w.rounded"), node("MatMul", [INPUT_NAME, "w.rounded"], [OUTPUT_NAME], name="product")]
+        nodes = [*pair("w", "w.rounded"), node("MatMul", [INPUT_NAME, "w.rounded"], [LOGITS], name="product")]
     return model(nodes, {**SCALARS, "w": WEIGHT.astype(SINGLE)})
 
 
@@ -210,7 +210,7 @@ def attention(heads: int, tokens: int) -> onnx.ModelProto:
         node("Softmax", ["qk"], ["p0"], axis=-1, name="softmax"),
         *pair("p0", "p"),
         *pair(INPUT_NAME, "v"),
-        node("MatMul", ["p", "v"], [OUTPUT_NAME], name="pv"),
+        node("MatMul", ["p", "v"], [LOGITS], name="pv"),
     ]
     return onnx.shape_inference.infer_shapes(model(nodes, SCALARS, shape=(1, tokens, heads)))
 
@@ -219,7 +219,7 @@ def integer_matmul(largest: int) -> onnx.ModelProto:
     weight = np.full((WIDTH, WIDTH), largest, np.int8)
     nodes = [
         node("QuantizeLinear", [INPUT_NAME, "s", "z"], ["q"], name="q"),
-        node("MatMulIntegerToFloat", ["q", "w", "s", "s", "z"], [OUTPUT_NAME], name="product", domain="com.microsoft"),
+        node("MatMulIntegerToFloat", ["q", "w", "s", "s", "z"], [LOGITS], name="product", domain="com.microsoft"),
     ]
     return model(nodes, {**SCALARS, "z": np.array(128, np.uint8), "w": weight})
 
@@ -234,7 +234,7 @@ def in_branch() -> onnx.ModelProto:
             "else_branch": [node("Identity", [INPUT_NAME], ["t"], name="other")],
         }.items()
     }
-    return model([node("If", ["yes"], [OUTPUT_NAME], name="if", **branches)], asymmetric)
+    return model([node("If", ["yes"], [LOGITS], name="if", **branches)], asymmetric)
 
 
 def in_function(*, legal: bool) -> onnx.ModelProto:
@@ -242,7 +242,7 @@ def in_function(*, legal: bool) -> onnx.ModelProto:
     zero = helper.make_tensor("zero", TensorProto.INT8, [], [0 if legal else 3])
     body = [node("Constant", [], ["z"], value=zero, name="z"), *pair("a", "b")]
     function = helper.make_function("mine", "Round", ["a", "s"], ["b"], body, [helper.make_opsetid("", 20)])
-    call = node("Round", [INPUT_NAME, "scale"], [OUTPUT_NAME], domain="mine", name="call")
+    call = node("Round", [INPUT_NAME, "scale"], [LOGITS], domain="mine", name="call")
     proto = model([call], {"scale": np.array(0.1, SINGLE)})
     proto.functions.append(function)
     return proto
@@ -302,7 +302,7 @@ CASES = {
             [
                 node("Cast", [INPUT_NAME], ["q"], to=TensorProto.UINT8, name="q"),
                 node("MatMulInteger", ["q", "w"], ["y"], name="product"),
-                node("Cast", ["y"], [OUTPUT_NAME], to=TensorProto.FLOAT, name="end"),
+                node("Cast", ["y"], [LOGITS], to=TensorProto.FLOAT, name="end"),
             ],
             {"w": WEIGHT},
         ),
@@ -311,7 +311,7 @@ CASES = {
     "layernorm": Case(
         rule="layernorm",
         make=lambda: model(
-            [node("LayerNormalization", [INPUT_NAME, "g"], [OUTPUT_NAME], name="norm")],
+            [node("LayerNormalization", [INPUT_NAME, "g"], [LOGITS], name="norm")],
             {"g": np.ones(WIDTH, SINGLE)},
             opset=17,
         ),
@@ -326,7 +326,7 @@ CASES = {
         make=lambda: model(
             [
                 node("QuantizeLinear", [INPUT_NAME, "s"], ["q"], name="q", output_dtype=TensorProto.UINT8),
-                node("DequantizeLinear", ["q", "s"], [OUTPUT_NAME], name="dq"),
+                node("DequantizeLinear", ["q", "s"], [LOGITS], name="dq"),
             ],
             {"s": np.array(0.1, SINGLE)},
             opset=21,
@@ -376,7 +376,7 @@ CASES = {
     ),
     "scale-type-10.3": Case(
         rule="scale-type",
-        make=lambda: model([node("Cast", [INPUT_NAME], ["x"], to=TensorProto.FLOAT16), *pair("x", OUTPUT_NAME)], SCALARS),
+        make=lambda: model([node("Cast", [INPUT_NAME], ["x"], to=TensorProto.FLOAT16), *pair("x", LOGITS)], SCALARS),
         target=ORIN,
         count=1,
     ),
@@ -417,7 +417,7 @@ CASES = {
         make=lambda: model(
             [
                 node("DequantizeLinear", ["c", "s", "z"], ["f"], name="c/DQ"),
-                node("Mul", [INPUT_NAME, "f"], [OUTPUT_NAME], name="mul"),
+                node("Mul", [INPUT_NAME, "f"], [LOGITS], name="mul"),
             ],
             {**SCALARS, "c": np.array(5, np.int8)},
         ),
@@ -430,7 +430,7 @@ CASES = {
                 node("Transpose", ["w"], ["t"], perm=[1, 0], name="transpose"),
                 node("DequantizeLinear", ["t", "s", "z"], ["f"], name="w/DQ"),
                 *pair(INPUT_NAME, "a"),
-                node("MatMul", ["a", "f"], [OUTPUT_NAME], name="product"),
+                node("MatMul", ["a", "f"], [LOGITS], name="product"),
             ],
             {**SCALARS, "w": WEIGHT},
         ),
@@ -440,7 +440,7 @@ CASES = {
     "operand-types": Case(rule="operand-types", make=lambda: linear(zero=np.zeros((), F8)), compiles=False),
     "float32-product": Case(
         rule="float32-product",
-        make=lambda: model([node("MatMul", [INPUT_NAME, "w"], [OUTPUT_NAME], name="product")], {"w": WEIGHT.astype(SINGLE)}),
+        make=lambda: model([node("MatMul", [INPUT_NAME, "w"], [LOGITS], name="product")], {"w": WEIGHT.astype(SINGLE)}),
         target="t4",
         compiles=False,
     ),
@@ -450,7 +450,7 @@ CASES = {
     "float32-product-einsum": Case(
         rule="float32-product",
         make=lambda: model(
-            [node("Einsum", [INPUT_NAME, INPUT_NAME], [OUTPUT_NAME], name="product", equation="bij,bkj->bik")], {}
+            [node("Einsum", [INPUT_NAME, INPUT_NAME], [LOGITS], name="product", equation="bij,bkj->bik")], {}
         ),
         target="t4",
         compiles=False,
@@ -464,19 +464,19 @@ CASES = {
     "operator-by-name": Case(rule="operator-by-name", make=lambda: one("Gelu", domain="com.microsoft"), compiles=True),
     "quantize-alone": Case(
         rule="quantize-alone",
-        make=lambda: model([pair(INPUT_NAME, "q")[0], node("Cast", ["q.q"], [OUTPUT_NAME], to=1, name="end")], SCALARS),
+        make=lambda: model([pair(INPUT_NAME, "q")[0], node("Cast", ["q.q"], [LOGITS], to=1, name="end")], SCALARS),
         compiles=True,
     ),
     "quantize-alone-at-the-end": Case(
         rule="quantize-alone",
         make=lambda: model(
-            [node("QuantizeLinear", [INPUT_NAME, "s", "z"], [OUTPUT_NAME], name="q")], SCALARS, output=TensorProto.INT8
+            [node("QuantizeLinear", [INPUT_NAME, "s", "z"], [LOGITS], name="q")], SCALARS, output=TensorProto.INT8
         ),
         compiles=True,
     ),
     "pair-scale": Case(
         rule="pair-scale",
-        make=lambda: model(pair(INPUT_NAME, OUTPUT_NAME, after="t"), {**SCALARS, "t": np.array(0.2, SINGLE)}),
+        make=lambda: model(pair(INPUT_NAME, LOGITS, after="t"), {**SCALARS, "t": np.array(0.2, SINGLE)}),
         compiles=True,
     ),
     "half-quantized": Case(
@@ -497,12 +497,12 @@ CASES = {
     "attention-tokens": Case(rule="attention-limits", make=lambda: attention(64, 577), count=2),
     "residual": Case(
         rule="residual",
-        make=lambda: model([*pair(INPUT_NAME, "a"), node("Add", ["a", INPUT_NAME], [OUTPUT_NAME], name="add")], SCALARS),
+        make=lambda: model([*pair(INPUT_NAME, "a"), node("Add", ["a", INPUT_NAME], [LOGITS], name="add")], SCALARS),
         compiles=True,
     ),
     "gelu-input": Case(
         rule="gelu-input",
-        make=lambda: model([*pair(INPUT_NAME, "a"), node("Gelu", ["a"], [OUTPUT_NAME], name="gelu")], SCALARS),
+        make=lambda: model([*pair(INPUT_NAME, "a"), node("Gelu", ["a"], [LOGITS], name="gelu")], SCALARS),
         compiles=True,
     ),
     "gelu-input-written-out": Case(
@@ -511,7 +511,7 @@ CASES = {
             [
                 *pair(INPUT_NAME, "a"),
                 node("Div", ["a", "root"], ["d"], name="div"),
-                node("Erf", ["d"], [OUTPUT_NAME], name="erf"),
+                node("Erf", ["d"], [LOGITS], name="erf"),
             ],
             {**SCALARS, "root": np.array(2**0.5, SINGLE)},
         ),

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from conftest import CALIBRATION, TINY, VALIDATION, Built, sample_request
+from conftest import CALIBRATION, SAMPLE, TINY, VALIDATION, Built, sample_request, several_request
+from graphs import LOGITS
+from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, OnnxModel, Precision, silent
+from vitexport.artifacts import BatchRange, OnnxModel, Outputs, OutputSpec, Precision, silent
 from vitexport.bundle import open_bundle
 from vitexport.errors import UsageError, VitexportError
 from vitexport.pipeline import BuildRequest, plan, run
+from vitexport.pipeline import work as pipeline_work
 from vitexport.pipeline.build import _choose
 from vitexport.pipeline.candidates import Candidate
+from vitexport.preprocess import normalize
 from vitexport.report import Check, Status
 from vitexport.runtime import load
+from vitexport.source import load as load_model
 from vitexport.targets import machine_cpu, misfit, resolve
+from vitexport.validate.metrics import sqnr_db
 from vitexport.validate.numerics import Budget, Numerics
+from vitexport.validate.reference import reference_outputs
 
 ANYTHING = Budget(max_drop=100, min_agreement=0)
 
@@ -213,7 +224,186 @@ def test_predictions_equal_the_golden_logits(cpu_bundle: Built) -> None:
     pixels, reference = cpu_bundle.bundle.golden()
     # Golden pixels have the input's size: resize and crop leave them as they are.
     result = model.predict(list(pixels))
-    assert (result.logits.argmax(axis=1) == reference.argmax(axis=1)).mean() >= 0.97
+    assert (result.logits.argmax(axis=1) == reference[LOGITS].argmax(axis=1)).mean() >= 0.97
+
+
+# ---- several outputs, and none that names classes
+
+
+def test_each_output_has_golden_arrays_figures_and_a_check(several_bundle: Built) -> None:
+    manifest, report = several_bundle.bundle.manifest, several_bundle.report
+    names = [LOGITS, "feature_0", "feature_1"]
+    assert [output.name for output in manifest.outputs] == names
+    assert manifest.num_classes == 10
+    assert manifest.precision == "int8"
+    assert {role for role in manifest.artifacts if role.startswith("golden_")} == {
+        f"golden_{name}" for name in ("pixels", *names)
+    }
+    assert set(manifest.files) >= {f"golden/{name}.npy" for name in names}
+    seen = checks(several_bundle)
+    assert [seen[name] for name in ("export_parity", "accuracy", "cosine_feature_0", "cosine_feature_1")] == ["passed"] * 4
+    for figures in (report.measurements["candidates"]["int8"], report.measurements["golden"]):
+        assert list(figures["outputs"]) == names
+        for name in ("sqnr_db", "cosine"):
+            assert figures[name] == min(of_output[name] for of_output in figures["outputs"].values())
+        # INT8: neither float nor broken.
+        assert all(25 < of_output["sqnr_db"] < 80 for of_output in figures["outputs"].values())
+    page = (several_bundle.root / "report.md").read_text(encoding="utf-8")
+    assert "## Each output against PyTorch" in page
+    assert "| int8 | feature_1 | 0.99" in page
+
+
+def test_golden_arrays_are_what_pytorch_computes(several_bundle: Built) -> None:
+    pixels, golden = several_bundle.bundle.golden()
+    exposed, source = load_model(several_request())
+    computed = reference_outputs(exposed, source.outputs, normalize(pixels, source.preprocess))
+    assert list(golden) == list(computed)
+    for name, values in computed.items():
+        np.testing.assert_allclose(golden[name], values, atol=1e-5 * float(np.abs(values).max()))
+    # Without outputs of its own the model is the same: its classifier does not see that feature maps are taken.
+    plain, alone = load_model(SAMPLE)
+    logits = reference_outputs(plain, alone.outputs, normalize(pixels, source.preprocess))[LOGITS]
+    np.testing.assert_allclose(golden[LOGITS], logits, atol=1e-5 * float(np.abs(logits).max()))
+
+
+def test_a_prediction_has_every_output(several_bundle: Built, cpu_bundle: Built) -> None:
+    pixels, golden = several_bundle.bundle.golden()
+    prediction = load(several_bundle.root).predict(list(pixels[:3]))
+    assert {name: values.shape for name, values in prediction.outputs.items()} == {
+        LOGITS: (3, 10),
+        "feature_0": (3, 128, 8, 8),
+        "feature_1": (3, 128, 8, 8),
+    }
+    assert prediction.class_names == cpu_bundle.bundle.manifest.labels
+    for name, values in prediction.outputs.items():
+        assert sqnr_db(golden[name][:3], values) > 25
+
+
+def test_a_bundle_without_classes_is_judged_by_cosine(embedding_bundle: Built) -> None:
+    manifest = embedding_bundle.bundle.manifest
+    assert manifest.outputs == (OutputSpec(name="embedding", kind="embedding", shape=(32,)),)
+    assert (manifest.num_classes, manifest.labels, manifest.synsets) == (None, None, None)
+    assert set(manifest.artifacts) == {"onnx", "onnx_float", "golden_pixels", "golden_embedding"}
+    seen = checks(embedding_bundle)
+    assert (seen["export_parity"], seen["cosine_embedding"]) == ("passed", "passed")
+    assert not {"agreement", "accuracy"} & set(seen)
+    assert "agreement_percent" not in embedding_bundle.report.measurements["golden"]
+    # One output of one candidate is in the table already.
+    page = (embedding_bundle.root / "report.md").read_text(encoding="utf-8")
+    assert "## Against PyTorch" in page
+    assert "## Each output against PyTorch" not in page
+
+
+def test_float16_and_an_engine_with_several_outputs(tmp_path: Path) -> None:
+    model = dataclasses.replace(TINY, head="tokens", features=(0,))
+    built = tiny(tmp_path, "l4", model=model, precision="fp16", batch=BatchRange.parse("1:2:4"))
+    assert checks(built)["engine"] == "passed"
+    figures = built.report.measurements["golden"]["outputs"]
+    assert list(figures) == ["tokens", "feature_0"]
+    assert all(40 < figure["sqnr_db"] < 100 for figure in figures.values())
+    graph = onnx.load(str(built.bundle.artifact("onnx"))).graph
+    assert [(output.name, output.type.tensor_type.elem_type) for output in graph.output] == [
+        ("tokens", onnx.TensorProto.FLOAT),
+        ("feature_0", onnx.TensorProto.FLOAT),
+    ]
+
+
+@pytest.mark.parametrize("asked", ["data", "labels"])
+def test_labels_for_a_model_without_classes_are_refused(asked: str, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("one\ntwo\n", encoding="utf-8")
+    changes: dict[str, Any] = {"data": None, "labels": None, asked: {"data": VALIDATION, "labels": labels}[asked]}
+    model = dataclasses.replace(SAMPLE, head="features", features=(1,))
+    request = sample_request(tmp_path / "out", model=model, **changes)
+    message = r"--data and --labels need classes, and vit_tiny_patch16_224 returns embedding, feature_1; leave them out"
+    assert [finding.level for finding in plan(request).findings if re.search(message, finding.message)] == ["error"]
+    with pytest.raises(UsageError, match=message):
+        run(request, silent)
+    assert list(tmp_path.iterdir()) == [labels]
+
+
+def test_a_plan_says_what_comes_out_and_how_it_is_judged(tmp_path: Path) -> None:
+    steps = plan(sample_request(tmp_path / "out", model=several_request())).steps
+    assert any("10 classes, feature_0 [128, 8, 8], feature_1 [128, 8, 8], 32 x 32 pixels" in step for step in steps)
+    without = dataclasses.replace(SAMPLE, head="none")
+    steps = plan(sample_request(tmp_path / "out", model=without, data=None, precision="fp32", calibration=None)).steps
+    assert any("embedding [128], 32 x 32 pixels" in step for step in steps)
+    assert any(step.endswith("unlabelled images, by cosine") for step in steps)
+
+
+@pytest.mark.parametrize("cosine", [-0.01, 1.01, float("nan")])
+def test_a_cosine_budget_that_is_none_is_refused(cosine: float, tmp_path: Path) -> None:
+    request = sample_request(tmp_path / "out", budget=Budget(min_cosine=cosine))
+    errors = [finding.message for finding in plan(request).findings if finding.level == "error"]
+    assert len(errors) == 1
+    assert "a cosine of 0 to 1" in errors[0]
+
+
+def test_a_cosine_below_the_budget_does_not_ship(tmp_path: Path) -> None:
+    budget = Budget(min_cosine=1.0)
+    model = dataclasses.replace(TINY, head="tokens")
+    request = sample_request(
+        tmp_path / "out", model=model, data=None, target="cpu-arm64-dotprod", precision="auto", budget=budget,
+        calibration_size=32,
+    )  # fmt: skip
+    built = Built(*run(request, silent))
+    candidates = built.report.measurements["candidates"]
+    assert set(candidates) == {"int8", "fp32"}
+    assert candidates["int8"]["cosine"] < 1
+    assert built.bundle.manifest.precision == "fp32"
+
+
+class Counted:
+    """Images that are their own numbers, a batch at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.files = range(count)
+
+    def batches(self, _spec: object, size: int) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(self.files), size):
+            yield np.arange(start, min(start + size, len(self.files)), dtype=np.float32)
+
+
+def computed_over(count: int, kept: int, width: int, monkeypatch: pytest.MonkeyPatch) -> Outputs:
+    """`over` on `count` images of a model with classes and with tokens of `width` values, of which `kept` may be kept."""
+    specs = (
+        OutputSpec(name=LOGITS, kind="logits", shape=(2,)),
+        OutputSpec(name="tokens", kind="tokens", shape=(width // 4, 4)),
+    )
+    monkeypatch.setattr(pipeline_work, "KEPT_BYTES", kept * width * 4)
+    source = SimpleNamespace(outputs=specs, preprocess=None)
+    work: Any = SimpleNamespace(prepared=SimpleNamespace(source=source), progress=silent)
+    images: Any = Counted(count)
+
+    def run_one(batch: NDArray[np.float32]) -> Outputs:
+        return {spec.name: np.zeros((len(batch), *spec.shape), np.float32) + fill(batch, spec) for spec in specs}
+
+    def fill(batch: NDArray[np.float32], spec: OutputSpec) -> NDArray[np.float32]:
+        return batch.reshape(-1, *(1 for _ in spec.shape))
+
+    return pipeline_work.over(images, work, "running", run_one)
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(11, 11), (8, 8), (3, 3), (0, 1), (100, 20)])
+def test_of_large_outputs_the_first_images_are_kept_and_of_classes_all(
+    kept: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = computed_over(20, kept, 8, monkeypatch)
+    np.testing.assert_array_equal(outputs[LOGITS][:, 1], np.arange(20))
+    assert outputs["tokens"].shape == (expected, 2, 4)
+    np.testing.assert_array_equal(outputs["tokens"][:, 1, 3], np.arange(expected))
+
+
+def test_what_is_not_kept_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, kept, width = 800, 8, 1 << 12
+    tracemalloc.start()
+    try:
+        computed_over(images, kept, width, monkeypatch)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What is kept, once joined, and the batch at hand, with its temporary copy; all of them would be 12.5 MiB.
+    assert peak < 6 * kept * width * 4
 
 
 def test_a_plan_collects_and_a_run_refuses(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vitexport.report import (
     CANDIDATE_COLUMNS,
     LATENCY_COLUMNS,
+    OUTPUT_COLUMNS,
     Check,
     Report,
     StageCost,
@@ -19,6 +20,7 @@ from vitexport.report import (
     at_most,
     candidate_rows,
     latency_rows,
+    output_figures,
     skipped,
 )
 
@@ -203,6 +205,36 @@ def test_candidates_show_the_sign_of_a_drop() -> None:
 
 def test_a_candidate_that_failed_before_it_had_figures_is_shown() -> None:
     assert candidate_rows({"fp16": {"images": 32, "not_finite": 3}}) == [("fp16", "", "", "", "", "", "32")]
+
+
+def outputs_of(**decibels: float) -> dict[str, Any]:
+    return {"images": 4, "outputs": {name: {"cosine": 0.5, "sqnr_db": value} for name, value in decibels.items()}}
+
+
+def test_several_outputs_have_a_table_of_their_own() -> None:
+    candidates = {"int8": outputs_of(logits=31.25, feature_0=44.4), "fp32": outputs_of(logits=120.0, feature_0=99.99)}
+    rows = output_figures({"candidates": candidates})
+    assert rows == [
+        ("int8", "logits", "0.500000", "31.2"),
+        ("int8", "feature_0", "0.500000", "44.4"),
+        ("fp32", "logits", "0.500000", "120.0"),
+        ("fp32", "feature_0", "0.500000", "100.0"),
+    ]
+    page = make_report(make_check("passed"), measurements={"candidates": candidates}).to_markdown()
+    assert cells(page, "## Each output against PyTorch") == [list(OUTPUT_COLUMNS), *map(list, rows)]
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        {"int8": outputs_of(logits=30.0), "fp32": outputs_of(logits=120.0)},
+        {"int8": {"images": 32, "not_finite": 3}, "fp32": outputs_of(embedding=120.0)},
+    ],
+)
+def test_one_output_is_in_the_table_of_candidates_already(candidates: dict[str, Any]) -> None:
+    page = make_report(make_check("passed"), measurements={"candidates": candidates}).to_markdown()
+    assert "## Against PyTorch" in page
+    assert "## Each output against PyTorch" not in page
 
 
 def test_the_page_has_a_table_for_each_topic_that_was_measured() -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import VALIDATION, Built
+from graphs import LOGITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitexport.artifacts import BatchRange
+from vitexport.artifacts import BatchRange, Outputs, OutputSpec
 from vitexport.bundle import Manifest, hash_files, open_bundle, write_manifest
 from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
 from vitexport.preprocess import normalize, preprocess
@@ -34,7 +35,7 @@ has_gpu = Path("/dev/nvidia0").exists()
 
 
 class FakeBackend:
-    """Logits of an image are its first two values: whoever swaps or loses an image is found out."""
+    """Logits of an image are its first two values, its map its first row: whoever swaps or loses an image is found out."""
 
     description = "a fake"
 
@@ -45,9 +46,9 @@ class FakeBackend:
     def close(self) -> None:
         self.closed += 1
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.float32]) -> Outputs:
         self.sizes.append(len(images))
-        return images.reshape(len(images), -1)[:, :2]
+        return {LOGITS: images.reshape(len(images), -1)[:, :2], "feature_0": images[:, :, :1]}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,10 @@ def test_any_number_of_images_runs_within_the_batch_range(count: int, sizes: lis
     batch = BatchRange(minimum=sizes[0], optimum=sizes[1], maximum=sizes[2])
     images = np.random.default_rng(count).random((count, 3, 2, 2), np.float32)
     backend = FakeBackend()
-    logits = run_in_batches(backend, images, batch)
-    np.testing.assert_array_equal(logits, images.reshape(count, -1)[:, :2])
+    outputs = run_in_batches(backend, images, batch)
+    assert set(outputs) == {LOGITS, "feature_0"}
+    np.testing.assert_array_equal(outputs[LOGITS], images.reshape(count, -1)[:, :2])
+    np.testing.assert_array_equal(outputs["feature_0"], images[:, :, :1])
     assert all(batch.minimum <= size <= batch.maximum for size in backend.sizes)
     assert len(backend.sizes) == math.ceil(count / batch.maximum)
 
@@ -92,12 +95,12 @@ def test_a_static_batch_is_filled_and_a_dynamic_one_is_cut() -> None:
 
 def test_backends_get_contiguous_memory() -> None:
     class Contiguous(FakeBackend):
-        def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        def run(self, images: NDArray[np.float32]) -> Outputs:
             assert images.flags.c_contiguous
             return super().run(images)
 
     strided = np.zeros((6, 3, 4, 4), np.float32)[::2, :, ::2]
-    assert run_in_batches(Contiguous(), strided, BatchRange.parse("2")).shape == (3, 2)
+    assert run_in_batches(Contiguous(), strided, BatchRange.parse("2"))[LOGITS].shape == (3, 2)
 
 
 logits_arrays = st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4), min_size=1, max_size=5).map(
@@ -108,7 +111,7 @@ logits_arrays = st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, ma
 @settings(max_examples=60, deadline=None)
 @given(logits=logits_arrays, count=st.integers(1, 6))
 def test_probabilities_sum_to_one_and_the_likeliest_comes_first(logits: NDArray[np.float32], count: int) -> None:
-    prediction = Prediction(logits=logits, class_names=("a", "b", "c", "d"))
+    prediction = Prediction(outputs={LOGITS: logits}, class_names=("a", "b", "c", "d"))
     np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, atol=1e-5)
     assert (prediction.probabilities >= 0).all()
     for row, best in zip(logits, prediction.top(count), strict=True):
@@ -120,10 +123,30 @@ def test_probabilities_sum_to_one_and_the_likeliest_comes_first(logits: NDArray[
 
 
 def test_probabilities_are_the_softmax() -> None:
-    prediction = Prediction(logits=np.log(np.array([[1, 2, 5]], np.float32)), class_names=("x", "y", "z"))
+    prediction = Prediction(outputs={LOGITS: np.log(np.array([[1, 2, 5]], np.float32))}, class_names=("x", "y", "z"))
     [[(first, likeliest), (second, next_best)]] = prediction.top(2)
     assert (first, second) == ("z", "y")
     assert (likeliest, next_best) == pytest.approx((0.625, 0.25))
+
+
+def test_probabilities_from_the_graph_are_taken_as_they_are() -> None:
+    given = np.array([[0.2, 0.7, 0.1]], np.float32)
+    prediction = Prediction(outputs={"probabilities": given}, class_names=("x", "y", "z"))
+    np.testing.assert_array_equal(prediction.probabilities, given)
+    assert prediction.labels == ("y",)
+    assert [label for label, _ in prediction.top(3)[0]] == ["y", "x", "z"]
+    with pytest.raises(UsageError, match=r"no output logits; it has probabilities\."):
+        _ = prediction.logits
+
+
+@pytest.mark.parametrize("ask", ["logits", "probabilities", "labels", "top"])
+def test_without_classes_there_is_nothing_to_rank(ask: str) -> None:
+    prediction = Prediction(
+        outputs={"embedding": np.ones((2, 4), np.float32), "feature_0": np.ones((2, 4, 1, 1), np.float32)}
+    )
+    assert prediction.class_names == ()
+    with pytest.raises(UsageError, match=r"The model has no output logits; it has embedding, feature_0\."):
+        _ = prediction.top() if ask == "top" else getattr(prediction, ask)
 
 
 def test_path_text_pillow_array_and_list_give_the_same_logits(model: Model) -> None:
@@ -137,17 +160,18 @@ def test_path_text_pillow_array_and_list_give_the_same_logits(model: Model) -> N
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_no_numbers_are_no_prediction(bad: float, cpu_bundle: Built) -> None:
+@pytest.mark.parametrize("name", [LOGITS, "feature_0"])
+def test_outputs_that_are_no_numbers_are_no_prediction(name: str, bad: float, cpu_bundle: Built) -> None:
     class Broken(FakeBackend):
-        def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-            logits = np.zeros((len(images), 10), np.float32)
-            logits[-1, 3] = bad
-            return logits
+        def run(self, images: NDArray[np.float32]) -> Outputs:
+            outputs = {key: values.copy() for key, values in super().run(images).items()}
+            outputs[name][-1].flat[-1] = bad
+            return outputs
 
     broken = Model(cpu_bundle.bundle, Broken())
-    with pytest.raises(ToolchainError, match="a fake computed NaN or infinity for 3 of 3 images"):
+    with pytest.raises(ToolchainError, match=f"a fake computed NaN or infinity in {name} of 3 of 3 images"):
         broken.predict(DIGITS[:3])
-    with pytest.raises(ToolchainError, match="for 1 of 1 images"):
+    with pytest.raises(ToolchainError, match=f"in {name} of 1 of 1 images"):
         broken.predict_tensor(np.zeros((1, 3, 32, 32), np.float32))
 
 
@@ -198,7 +222,8 @@ def test_no_images_and_a_bad_image_among_good_ones_are_input_errors(model: Model
 
 
 def test_a_bundle_without_names_numbers_its_classes(cpu_bundle: Built) -> None:
-    manifest = dataclasses.replace(cpu_bundle.bundle.manifest, labels=None, num_classes=2)
+    outputs = (OutputSpec(name=LOGITS, kind="logits", shape=(2,)),)
+    manifest = dataclasses.replace(cpu_bundle.bundle.manifest, labels=None, outputs=outputs)
     unnamed = Model(dataclasses.replace(cpu_bundle.bundle, manifest=manifest), FakeBackend())
     assert unnamed.predict(DIGITS[0]).class_names == ("0", "1")
 
@@ -262,9 +287,9 @@ def test_an_engine_is_refused_without_a_gpu_naming_both(backend: str, l4_bundle:
 def test_an_engines_numbers_can_be_looked_at_on_the_cpu(l4_bundle: Built) -> None:
     model = load(l4_bundle.root, backend="onnxruntime")
     pixels, wanted = l4_bundle.bundle.golden()
-    seen = model.predict_tensor(normalize(pixels, model.manifest.preprocess)).logits
-    assert (seen.argmax(axis=1) == wanted.argmax(axis=1)).mean() >= 0.96
-    noise = np.linalg.norm(seen - wanted) / np.linalg.norm(wanted)
+    seen, reference = model.predict_tensor(normalize(pixels, model.manifest.preprocess)).logits, wanted[LOGITS]
+    assert (seen.argmax(axis=1) == reference.argmax(axis=1)).mean() >= 0.96
+    noise = np.linalg.norm(seen - reference) / np.linalg.norm(reference)
     assert 0 < noise < 0.03
     assert "graph as written" in model.backend.description
 

@@ -15,6 +15,7 @@ from conftest import ROOT, TINY
 from huggingface_hub import constants as hub_constants
 from safetensors.torch import load_file, save_file
 
+from vitexport.artifacts import OutputSpec
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.source import ModelRequest, check_available, load
 
@@ -33,7 +34,7 @@ def tiny(**changes: Any) -> ModelRequest:
 @pytest.fixture(scope="module")
 def state() -> State:
     """Weights that fit `tiny`, and are not those of its seed."""
-    return {name: tensor.clone() for name, tensor in load(tiny(seed=99))[0].state_dict().items()}
+    return {name: tensor.clone() for name, tensor in load(tiny(seed=99))[0].model.state_dict().items()}
 
 
 # ---- names
@@ -128,8 +129,8 @@ WRAPPINGS: dict[str, Callable[[State], dict[str, Any]]] = {
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_the_weights_of_a_torch_checkpoint_are_taken(suffix: str, wrapping: str, state: State, tmp_path: Path) -> None:
     path = in_torch(WRAPPINGS[wrapping](state), tmp_path / f"weights{suffix}")
-    model, source = load(tiny(checkpoint=path))
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    exposed, source = load(tiny(checkpoint=path))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in exposed.model.state_dict().items())
     assert source.weights == f"checkpoint:weights{suffix}"
 
 
@@ -141,7 +142,7 @@ def test_all_forms_of_the_same_weights_are_the_same_source(state: State, tmp_pat
 
 def test_half_precision_weights_are_widened(state: State, tmp_path: Path) -> None:
     halves = {name: tensor.half() for name, tensor in state.items()}
-    model, _ = load(tiny(checkpoint=in_safetensors(halves, tmp_path / "half.safetensors")))
+    model = load(tiny(checkpoint=in_safetensors(halves, tmp_path / "half.safetensors")))[0].model
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
     assert torch.equal(model.state_dict()["head.weight"], halves["head.weight"].float())
 
@@ -255,7 +256,6 @@ def test_a_checkpoint_of_something_else_is_refused(content: Any, tmp_path: Path)
     ("request_", "message"),
     [
         (tiny(img_size=36), r"patches of 8 x 8 pixels; 36 x 36 is not a multiple\. The nearest sizes are 32 and 40"),
-        (tiny(num_classes=0), r"has no classifier \(num_classes is 0\); give --num-classes"),
         (tiny(kwargs={"in_chans": 1}), r"takes 1 input channels; vitexport exports models that take RGB images"),
         (tiny(kwargs={"in_chans": 4}), r"takes 4 input channels"),
         (tiny(kwargs={"nonsense": 1}), r"timm cannot build .* with .*nonsense=1.*unexpected keyword argument"),
@@ -291,6 +291,7 @@ def test_the_model_is_ready_to_export() -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(getattr(module, "fused_attn", False) for module in model.modules())
     assert (source.family, source.architecture, source.num_classes) == ("vision_transformer", NAME, 7)
+    assert source.outputs == (OutputSpec(name="logits", kind="logits", shape=(7,)),)
     assert source.parameters == sum(parameter.numel() for parameter in model.parameters())
     # Of one image: the hidden layer of the MLP and what goes into or comes out of it, 17 tokens wide.
     assert source.peak_activation_elements == 17 * (128 + 128)
@@ -339,9 +340,9 @@ def test_an_override_that_makes_no_sense_is_refused(changes: dict[str, Any], mes
 
 
 def test_a_folder_brings_its_own_weights_labels_and_data_config() -> None:
-    model, source = load(ModelRequest(name=f"local-dir:{SAMPLE_FOLDER}"))
+    exposed, source = load(ModelRequest(name=f"local-dir:{SAMPLE_FOLDER}"))
     weights = load_file(SAMPLE_FOLDER / "model.safetensors")
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in exposed.model.state_dict().items())
     assert source.labels == tuple("0123456789")
     assert (source.preprocess.height, source.preprocess.crop_pct) == (32, 1.0)
 
@@ -350,9 +351,10 @@ def test_a_plan_knows_the_labels_and_the_shape_of_the_real_model() -> None:
     request = ModelRequest(name=f"local-dir:{SAMPLE_FOLDER}")
     planned, real = load(request, weights=False)[1], load(request)[1]
     assert planned.labels == real.labels == tuple("0123456789")
-    assert (planned.preprocess, planned.num_classes, planned.parameters, planned.peak_activation_elements) == (
-        (real.preprocess, real.num_classes, real.parameters, real.peak_activation_elements)
+    assert (planned.preprocess, planned.outputs, planned.parameters, planned.peak_activation_elements) == (
+        (real.preprocess, real.outputs, real.parameters, real.peak_activation_elements)
     )
+    assert planned.num_classes == 10
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -403,7 +405,7 @@ def test_a_plan_for_pretrained_weights_knows_their_labels_and_downloads_nothing(
         ("pretrained", True, "--no-pretrained"),
         ("pretrained_cfg", {"file": "w.pth"}, "--mean"),
         ("pretrained_cfg_overlay", {"file": "w.pth"}, "--crop-pct"),
-        ("features_only", True, "the whole classifier"),
+        ("features_only", True, "--features 2,5,8,11"),
         ("scriptable", True, "exporter"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.fake_cuda import FakeCuda, Status
-from fakes.fake_tensorrt import GENERATIONS, Conduct, expected_logits, make_module
+from fakes.fake_tensorrt import FEATURE, GENERATIONS, IMAGE, LOGITS, Conduct, expected, make_module
 from numpy.typing import NDArray
 
 from vitexport.artifacts import EngineRecipe
@@ -221,24 +221,40 @@ def test_images_go_in_and_logits_come_out(generation: str, bindings: tuple[str, 
     # Batches that grow and shrink: device memory is kept and must not be too small.
     for seed, count in enumerate([2, 8, 1, 8]):
         batch = images(count, seed)
-        logits = backend.run(batch)
-        assert (logits.dtype.name, logits.shape) == ("float32", (count, 5))
-        np.testing.assert_allclose(logits, expected_logits(batch), rtol=1e-6)
+        outputs = backend.run(batch)
+        assert list(outputs) == [LOGITS]
+        assert (outputs[LOGITS].dtype.name, outputs[LOGITS].shape) == ("float32", (count, 5))
+        np.testing.assert_allclose(outputs[LOGITS], expected(LOGITS, batch), rtol=1e-6)
     assert backend.description.endswith(f"{GENERATIONS[generation].version}, Fake GPU")
+
+
+@pytest.mark.parametrize("tensors", [(IMAGE, LOGITS, FEATURE), (FEATURE, LOGITS, IMAGE), (FEATURE, IMAGE)])
+def test_all_outputs_of_the_engine_come_out_under_their_names(tensors: tuple[str, ...], machine: Machine) -> None:
+    machine.install("10.3")
+    machine.conduct.tensors = tensors
+    backend = machine.open(facts_of("10.3"))
+    for seed, count in enumerate([2, 8, 1]):
+        batch = images(count, seed)
+        outputs = backend.run(batch)
+        assert set(outputs) == set(tensors) - {IMAGE}
+        for name, values in outputs.items():
+            np.testing.assert_allclose(values, expected(name, batch), rtol=1e-6, atol=1e-6)
+    backend.close()
+    assert (machine.cuda.blocks, machine.cuda.queues) == ({}, {})
 
 
 @pytest.mark.parametrize("turn", [np.asfortranarray, lambda batch: batch[::-1], lambda batch: batch.astype(np.float64)])
 def test_memory_of_any_layout_is_taken(turn: Callable[[NDArray[Any]], NDArray[Any]], machine: Machine) -> None:
     machine.install("10.3")
     batch = turn(images(3))
-    logits = machine.open(facts_of("10.3")).run(batch)
-    np.testing.assert_allclose(logits, expected_logits(np.ascontiguousarray(batch, np.float32)), rtol=1e-6)
+    logits = machine.open(facts_of("10.3")).run(batch)[LOGITS]
+    np.testing.assert_allclose(logits, expected(LOGITS, np.ascontiguousarray(batch, np.float32)), rtol=1e-6)
 
 
 def test_results_of_one_run_are_not_changed_by_the_next(machine: Machine) -> None:
     machine.install("10.3")
     backend = machine.open(facts_of("10.3"))
-    first = backend.run(images(2, 1))
+    first = backend.run(images(2, 1))[LOGITS]
     kept = first.copy()
     backend.run(images(2, 2))
     np.testing.assert_array_equal(first, kept)
@@ -315,7 +331,7 @@ def test_another_gpu_is_refused_with_both_sides(capabilities: tuple[str, ...], m
 @pytest.mark.parametrize("capabilities", [(), ("8.9",), ("8.6", "8.9")])
 def test_a_gpu_among_those_it_was_built_for_is_taken(capabilities: tuple[str, ...], machine: Machine) -> None:
     machine.install("10.3")
-    assert machine.open(facts_of("10.3", compute_capabilities=capabilities)).run(images(1)).shape == (1, 5)
+    assert machine.open(facts_of("10.3", compute_capabilities=capabilities)).run(images(1))[LOGITS].shape == (1, 5)
 
 
 def test_a_two_digit_capability_is_not_taken_for_a_smaller_one(machine: Machine) -> None:

@@ -1,23 +1,28 @@
 """The frozen values that travel between the rooms: what one stage leaves and the next one takes.
 
-They need the standard library only (and `PreprocessSpec`, which is plain data too). The live ``nn.Module`` is never one
-of their fields.
+They need the standard library only (and `PreprocessSpec`, which is plain data too; NumPy names the type of arrays). The
+live ``nn.Module`` is never one of their fields.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitexport.errors import UsageError
 from vitexport.preprocess import PreprocessSpec
 
 Precision = Literal["fp32", "fp16", "int8"]
+OutputKind = Literal["logits", "probabilities", "embedding", "tokens", "feature_map"]
+# What a model computes for n images: by name of the output, float32 [n, …].
+Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
 INPUT_NAME = "image"
-OUTPUT_NAME = "logits"
 
 
 class Progress(Protocol):
@@ -65,6 +70,54 @@ class BatchRange:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """One output of the model.
+
+    Attributes:
+        name: In the graph and everywhere else.
+        kind: ``logits`` and ``probabilities`` [classes], an ``embedding`` [channels], ``tokens`` [tokens, channels], or a
+            ``feature_map`` [channels, height, width], or in a model's own order of the three.
+        shape: For one image.
+    """
+
+    name: str
+    kind: OutputKind
+    shape: tuple[int, ...]
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether its largest number names a class, so that there is a top-1."""
+        return self.kind in ("logits", "probabilities")
+
+    @classmethod
+    def from_json(cls, data: Any) -> OutputSpec:
+        """Read what `dataclasses.asdict` wrote.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        name, kind, shape = data["name"], data["kind"], data["shape"]
+        sizes = isinstance(shape, list) and all(type(size) is int and 0 < size < 1 << 31 for size in shape)
+        if not isinstance(name, str) or not name.isidentifier() or kind not in get_args(OutputKind) or not sizes:
+            raise ValueError(f"output {data!r} is not what vitexport writes")
+        return cls(name=name, kind=kind, shape=tuple(shape))
+
+
+def num_classes(outputs: Sequence[OutputSpec]) -> int | None:
+    """Width of the output that names classes, or None without one."""
+    return next((output.shape[0] for output in outputs if output.names_classes), None)
+
+
+def describe_outputs(outputs: Sequence[OutputSpec]) -> str:
+    """For example ``1000 classes``, or ``embedding [384]``."""
+    parts = [
+        f"{output.shape[0]} classes" if output.names_classes else f"{output.name} [{', '.join(map(str, output.shape))}]"
+        for output in outputs
+    ]
+    return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """Where the model came from.
 
@@ -77,7 +130,7 @@ class ModelSource:
         weights_sha256: Over the state dict (names, types, shapes and bytes, in the order of the names).
         parameters: Number of parameters and buffers.
         peak_activation_elements: Elements of the largest input and output that one module holds for one image.
-        num_classes: Width of the logits.
+        outputs: What the model computes, in order.
         timm_version, torch_version: Versions that built the model.
         preprocess: The model's own data config, with the user's overrides.
         labels: Class names in the order of the logits, or None where they are not known.
@@ -92,7 +145,7 @@ class ModelSource:
     weights_sha256: str
     parameters: int
     peak_activation_elements: int
-    num_classes: int
+    outputs: tuple[OutputSpec, ...]
     timm_version: str
     torch_version: str
     preprocess: PreprocessSpec
@@ -102,14 +155,19 @@ class ModelSource:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest; preprocessing and labels have places of their own there."""
         data = dataclasses.asdict(self)
-        for key in ("preprocess", "labels", "synsets"):
+        for key in ("preprocess", "labels", "synsets", "outputs"):
             del data[key]
         return data
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the model tells apart, or None where it names none."""
+        return num_classes(self.outputs)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An ONNX file: input ``image`` float32 [batch, 3, height, width], output ``logits`` float32 [batch, classes]."""
+    """An ONNX file: input ``image`` float32 [batch, 3, height, width]; float32 outputs, one for each `OutputSpec`."""
 
     path: Path
     opset: int
@@ -127,8 +185,13 @@ class OnnxModel:
             batch=batch,
             precision=precision,
             sha256=file_sha256(path),
-            size=path.stat().st_size,
+            size=path.stat().st_size + (data_file(path).stat().st_size if data_file(path).exists() else 0),
         )
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of the ONNX file at `path` are if one file does not hold them; ``model.onnx.data``."""
+    return path.with_name(f"{path.name}.data")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

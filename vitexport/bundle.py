@@ -20,13 +20,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, Precision, file_sha256
+from vitexport.artifacts import BatchRange, Outputs, OutputSpec, Precision, file_sha256, num_classes
 from vitexport.errors import BundleError, InputError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.report import Report
 from vitexport.targets import Target
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 REPORT_PAGE = "report.md"
@@ -35,7 +35,6 @@ _WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
 )
 GOLDEN_PIXELS = "golden/pixels.npy"
-GOLDEN_LOGITS = "golden/logits.npy"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +50,9 @@ class Manifest:
         preprocess: How a picture becomes its input.
         labels: Class names in the order of the logits, or None.
         synsets: Other names that class folders may have, in the same order, or None.
-        num_classes: Width of the logits.
-        artifacts: Role to path in the bundle: ``onnx``, ``onnx_float``, ``engine``, ``golden_pixels``, ``golden_logits``.
+        outputs: What the model computes, in order.
+        artifacts: Role to path in the bundle: ``onnx``, ``onnx_float``, ``engine``, ``golden_pixels``, and ``golden_`` with
+            the name of each output.
         engine: Library, version, recipe and, where there is no file, the reason; None for a CPU target.
         recipe: The INT8 recipe, or None.
         files: sha256 of every file by its path, the manifest itself apart (it carries a hash of its own content).
@@ -66,11 +66,16 @@ class Manifest:
     preprocess: PreprocessSpec
     labels: tuple[str, ...] | None
     synsets: tuple[str, ...] | None
-    num_classes: int
+    outputs: tuple[OutputSpec, ...]
     artifacts: Mapping[str, str]
     engine: Mapping[str, Any] | None
     recipe: Mapping[str, Any] | None
     files: Mapping[str, str]
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the model tells apart, or None where it names none."""
+        return num_classes(self.outputs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -84,7 +89,7 @@ class Manifest:
             "preprocess": self.preprocess.to_json(),
             "labels": list(self.labels) if self.labels is not None else None,
             "synsets": list(self.synsets) if self.synsets is not None else None,
-            "num_classes": self.num_classes,
+            "outputs": [{**dataclasses.asdict(output), "shape": list(output.shape)} for output in self.outputs],
             "artifacts": dict(self.artifacts),
             "engine": self.engine,
             "recipe": self.recipe,
@@ -98,7 +103,8 @@ class Manifest:
         Raises:
             KeyError, TypeError, ValueError, VitexportError: `data` is not a manifest.
         """
-        classes, labels, synsets = _classes(data["num_classes"], data["labels"], data["synsets"])
+        outputs = _outputs(data["outputs"])
+        labels, synsets = (_names(data[key], num_classes(outputs)) for key in ("labels", "synsets"))
         precision = _precision(data["precision"])
         if (precision == "int8") != (data["recipe"] is not None):
             raise ValueError(f"precision {precision} and the INT8 recipe contradict each other")
@@ -111,7 +117,7 @@ class Manifest:
             preprocess=PreprocessSpec.from_json(data["preprocess"]),
             labels=labels,
             synsets=synsets,
-            num_classes=classes,
+            outputs=outputs,
             artifacts=_strings(data["artifacts"]),
             engine=None if data["engine"] is None else _engine(data["engine"]),
             recipe=None if data["recipe"] is None else _recipe(data["recipe"]),
@@ -155,17 +161,24 @@ def _recipe(values: Any) -> dict[str, Any]:
     return data
 
 
-def _classes(count: Any, *names: Any) -> tuple[int, tuple[str, ...] | None, tuple[str, ...] | None]:
-    """The number of classes, and labels and synsets: absent, or as many texts as there are classes."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_CLASSES:
-        raise ValueError(f"num_classes is {count!r}")
-    for values in names:
-        if values is not None and not (
-            isinstance(values, list) and len(values) == count and all(isinstance(value, str) for value in values)
-        ):
-            raise ValueError(f"labels or synsets are not {count} texts")
-    labels, synsets = (None if values is None else tuple(values) for values in names)
-    return count, labels, synsets
+def _outputs(values: Any) -> tuple[OutputSpec, ...]:
+    """At least one, each with a name of its own, and no more than one that names classes."""
+    outputs = tuple(OutputSpec.from_json(value) for value in values)
+    if not outputs or len({output.name for output in outputs}) != len(outputs):
+        raise ValueError("outputs are none, or two of them have one name")
+    classes = [output for output in outputs if output.names_classes]
+    if len(classes) > 1 or any(len(output.shape) != 1 or output.shape[0] > MOST_CLASSES for output in classes):
+        raise ValueError(f"{[output.name for output in classes]} cannot name classes")
+    return outputs
+
+
+def _names(values: Any, count: int | None) -> tuple[str, ...] | None:
+    """Labels or synsets: absent, or as many texts as there are classes."""
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != count or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"labels or synsets are not {count} texts")
+    return tuple(values)
 
 
 def _precision(value: Any) -> Precision:
@@ -186,29 +199,34 @@ class Bundle:
         relative = self.manifest.artifacts.get(role)
         return None if relative is None else self.root / relative
 
-    def golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Golden inputs before normalization, uint8 [n, height, width, 3], and PyTorch's logits, float32 [n, classes].
+    def golden(self) -> tuple[NDArray[np.uint8], Outputs]:
+        """Golden inputs before normalization, uint8 [n, height, width, 3], and PyTorch's outputs, float32 [n, …].
 
         Raises:
             BundleError: They are absent or not of these shapes.
         """
-        arrays = []
-        for role in ("golden_pixels", "golden_logits"):
-            path = self.artifact(role)
-            if path is None:
-                raise BundleError(f"Bundle {self.root} has no {role}; build it again.")
-            try:
-                # Mapped, not read: a header that lies about its size must not take the memory.
-                with np.errstate(over="raise"):
-                    arrays.append(np.load(path, allow_pickle=False, mmap_mode="r"))
-            except (OSError, ValueError, ArithmeticError) as error:
-                raise BundleError(f"{path} cannot be read: {error}") from None
-        pixels, logits = arrays
         spec = self.manifest.preprocess
-        expected = (spec.height, spec.width, 3), (len(pixels), self.manifest.num_classes)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected[0] or logits.shape != expected[1] or not len(pixels):
-            raise BundleError(f"Golden arrays of {self.root} are {pixels.shape} and {logits.shape}; expected {expected}.")
-        return np.array(pixels), np.array(logits)
+        pixels = self._golden("pixels", np.uint8, None, (spec.height, spec.width, 3))
+        outputs = {
+            output.name: self._golden(output.name, np.float32, len(pixels), output.shape) for output in self.manifest.outputs
+        }
+        return np.array(pixels), {name: np.array(values) for name, values in outputs.items()}
+
+    def _golden(self, what: str, dtype: type, count: int | None, shape: tuple[int, ...]) -> NDArray[Any]:
+        """One golden array, mapped, of `count` entries (None for any number) of `shape`."""
+        path = self.artifact(f"golden_{what}")
+        if path is None:
+            raise BundleError(f"Bundle {self.root} has no golden_{what}; build it again.")
+        try:
+            # Mapped, not read: a header that lies about its size must not take the memory.
+            with np.errstate(over="raise"):
+                array: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+        except (OSError, ValueError, ArithmeticError) as error:
+            raise BundleError(f"{path} cannot be read: {error}") from None
+        expected = (*(array.shape[:1] if count is None else (count,)), *shape)
+        if array.dtype != dtype or array.shape != expected or not len(array):
+            raise BundleError(f"{path} is {array.dtype} {array.shape}; expected {np.dtype(dtype)} {expected}.")
+        return array
 
     def report(self) -> Report:
         """The report of the build.
@@ -273,6 +291,10 @@ def _read_manifest(root: Path) -> Manifest:
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or version < 1:
         raise BundleError(f"{path} is not a manifest of vitexport: format_version is {version!r}.")
+    if version < FORMAT_VERSION:
+        raise BundleError(
+            f"Bundle {root} has format {version}, of an older vitexport; this one reads {FORMAT_VERSION}. Build it again."
+        )
     if version > FORMAT_VERSION:
         raise BundleError(
             f"Bundle {root} has format {version}; this vitexport reads up to {FORMAT_VERSION}. Upgrade vitexport."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from vitexport.artifacts import INPUT_NAME, BatchRange, Engine, EngineRecipe, OnnxModel, Precision
@@ -22,7 +23,9 @@ OLDEST_WITH_OUR_PYTHON = (8, 6)
 WEAK_FLAGS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
 
 
-def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: Path) -> Engine:
+def make_engine(
+    model: OnnxModel, spec: PreprocessSpec, target: Target, folder: Path, *, stay_float32: Collection[str] = ()
+) -> Engine:
     """Compile `model` for `target` where that is possible without the device.
 
     Args:
@@ -30,6 +33,7 @@ def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: 
         spec: Gives the input size of the optimization profile.
         target: A GPU.
         folder: Where ``model.engine`` goes.
+        stay_float32: Nodes that a weakly typed engine must not compute in float16; a strongly typed graph says it itself.
 
     Raises:
         MissingDependencyError: TensorRT-RTX is not installed.
@@ -38,7 +42,7 @@ def make_engine(model: OnnxModel, spec: PreprocessSpec, target: Target, folder: 
     """
     if target.typing is None:
         raise UsageError(f"{target.name} runs ONNX Runtime; there is no engine to build for it.")
-    recipe = make_recipe(model, spec, target)
+    recipe = make_recipe(model, spec, target, stay_float32=stay_float32)
     if target.runtime == "tensorrt":
         script = folder / SCRIPT_NAME
         script.write_text(_script(recipe, target), encoding="utf-8")
@@ -77,11 +81,15 @@ def _script(recipe: EngineRecipe, target: Target) -> str:
     )
 
 
-def make_recipe(model: OnnxModel, spec: PreprocessSpec, target: Target) -> EngineRecipe:
+def make_recipe(
+    model: OnnxModel, spec: PreprocessSpec, target: Target, *, stay_float32: Collection[str] = ()
+) -> EngineRecipe:
     """How the engine of `model` is built on `target`'s stack."""
     typing = target.typing or "strong"
     flags = WEAK_FLAGS[model.precision] if typing == "weak" else ()
-    fp32_layers = lowered_layernorm(model.path) if "FP16" in flags and not target.layernorm_op else ()
+    fp32_layers: tuple[str, ...] = ()
+    if "FP16" in flags:
+        fp32_layers = _float32_layers(model.path, stay_float32, lowered=not target.layernorm_op)
     profile = _profile(model.batch, spec) if model.batch.is_dynamic else None
     capabilities = (target.compute_capability,) if target.compute_capability else ()
     return EngineRecipe(
@@ -92,6 +100,12 @@ def make_recipe(model: OnnxModel, spec: PreprocessSpec, target: Target) -> Engin
         compute_capabilities=capabilities,
         trtexec=_trtexec(typing, flags, fp32_layers, profile),
     )
+
+
+def _float32_layers(path: Path, stay_float32: Collection[str], *, lowered: bool) -> tuple[str, ...]:
+    """Nodes of the graph, in order, that a weakly typed engine must keep in FP32."""
+    wide = {*stay_float32, *(lowered_layernorm(path) if lowered else ())}
+    return tuple(str(node.name) for node in load(path).graph if node.name in wide)
 
 
 def lowered_layernorm(path: Path) -> tuple[str, ...]:

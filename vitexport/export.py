@@ -10,20 +10,22 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, BatchRange, ModelSource, OnnxModel
-from vitexport.errors import InputError, ToolchainError
+from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource, OnnxModel
+from vitexport.errors import ToolchainError
 from vitexport.quiet import quiet
 from vitexport.rewrites import InPlacePass, apply, save
+from vitexport.rewrites.lower_col2im import LowerCol2Im
 from vitexport.rewrites.lower_gelu import LowerGelu
 from vitexport.rewrites.lower_layernorm import LowerLayerNorm
 from vitexport.rewrites.lower_opset import LowerOpset
 from vitexport.rewrites.module_names import ModuleNames
+from vitexport.rewrites.simplify import Simplify
 
 # The oldest opset with a Gelu operator, and the newest that TensorRT 10.3 (JetPack 6.1) parses.
 EXPORT_OPSET = 20
 FILE_NAME = "model.float.onnx"
-# ONNX files of 2 GB and more need external data: protobuf's limit, less room for the graph itself.
-PROTOBUF_LIMIT = 2**31 - 2**24
+# `vitexport.source` wraps the model, to choose its outputs; the graph carries the names of the model's own modules.
+WRAPPED = "model."
 
 
 def export_onnx(  # noqa: PLR0913 - the target's three limits
@@ -40,16 +42,10 @@ def export_onnx(  # noqa: PLR0913 - the target's three limits
         batch: A range gives a symbolic first dimension, one size a static graph.
 
     Raises:
-        InputError: The weights are beyond what one ONNX file holds.
         ToolchainError: PyTorch's exporter failed, or the graph cannot be written in `opset`.
     """
-    if source.parameters * 4 > PROTOBUF_LIMIT:
-        raise InputError(
-            f"{source.name} has {source.parameters / 1e6:.0f} million parameters; in float32 that is more than the 2 GB "
-            "that one ONNX file holds. Choose a smaller variant."
-        )
     exported = _trace(model, source, batch)
-    rewrites: list[InPlacePass] = [ModuleNames([name for name, _ in model.named_modules()])]
+    rewrites: list[InPlacePass] = [Simplify(), ModuleNames(dict(model.named_modules()), prefix=WRAPPED), LowerCol2Im()]
     if opset < 20:
         rewrites.append(LowerGelu())
     if not layernorm_op:
@@ -76,9 +72,9 @@ def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model
                 dynamo=True,
                 opset_version=EXPORT_OPSET,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=[output.name for output in source.outputs],
                 dynamic_shapes=shapes,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
     except MemoryError:

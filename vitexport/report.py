@@ -140,6 +140,8 @@ class Report:
             parts += ["## Size", _table(("file", "size"), rows)]
         if candidates := self.measurements.get("candidates"):
             parts += ["## Against PyTorch", _table(CANDIDATE_COLUMNS, candidate_rows(candidates))]
+        if len(outputs := output_figures(self.measurements)) > len(self.measurements.get("candidates", {})):
+            parts += ["## Each output against PyTorch", _table(OUTPUT_COLUMNS, outputs)]
         if layers := self.measurements.get("layers"):
             cells = [
                 (name, f"{row['own_db']:.1f}", _number(row["strength"], "g"), str(row["precision"]))
@@ -161,6 +163,7 @@ class Report:
 
 LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
 LAYER_COLUMNS = ("layer", "SQNR of its own output, dB", "equalization strength", "ships in")
+OUTPUT_COLUMNS = ("precision", "output", "cosine", "SQNR dB")
 CANDIDATE_COLUMNS = ("precision", "top-1 %", "drop, points", "agreement %", "SQNR dB", "cosine", "images")
 
 
@@ -194,6 +197,15 @@ def candidate_rows(candidates: Mapping[str, Mapping[str, Any]]) -> list[tuple[st
             str(row["images"]),
         )
         for name, row in candidates.items()
+    ]
+
+
+def output_figures(measurements: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of `OUTPUT_COLUMNS`: each output of each candidate."""
+    return [
+        (precision, name, _number(figures.get("cosine"), ".6f"), _number(figures.get("sqnr_db"), ".1f"))
+        for precision, row in measurements.get("candidates", {}).items()
+        for name, figures in row.get("outputs", {}).items()
     ]
 
 

@@ -23,6 +23,8 @@ from vitexport.validate.metrics import agreement, in_top, sqnr_db
 
 ONE = BatchRange.parse("1")
 COMPUTE_CAPABILITY = "8.9"
+# The output that is judged.
+LOGITS = "logits"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,4 +88,4 @@ def tensorrt(model: Path) -> dict[str, Any]:
 
 
 def _logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    return run_in_batches(OnnxRuntimeBackend(model, exact=True), inputs, ONE)
+    return run_in_batches(OnnxRuntimeBackend(model, exact=True), inputs, ONE)[LOGITS]

@@ -1,8 +1,9 @@
 """TensorRT as its Python module looks in a given generation, with the rules of that generation and nothing more.
 
 A member that a generation does not have is not there, so that asking for it fails as it would on the device. A plan is JSON
-that says what was asked for; an engine of it "computes" the mean of each image, times 1, 2, 3 …, through the memory of
-`fakes.fake_cuda`. What is where is from NVIDIA's documentation and headers (facts/tensorrt.md, section 2).
+that says what was asked for; an engine of it "computes" the mean of each image, times 1, 2, 3 …, and where it is asked for
+the mean over the channels, through the memory of `fakes.fake_cuda`. What is where is from NVIDIA's documentation and headers
+(facts/tensorrt.md, section 2).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from fakes.fake_cuda import FakeCuda
 
-IMAGE, LOGITS, CLASSES = "image", "logits", 5
+IMAGE, LOGITS, FEATURE, CLASSES = "image", "logits", "feature_0", 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Conduct:
         layers: Names of the network's layers.
         precisions: Precision that each layer was set to.
         batch_max: Largest batch of the engine.
+        tensors: What goes in and comes out of the engine, in the order in which it numbers them.
     """
 
     fails: str = ""
@@ -86,6 +88,7 @@ class Conduct:
     layers: tuple[str, ...] = ("a", "b", "c")
     precisions: dict[str, str] = dataclasses.field(default_factory=dict)
     batch_max: int = 8
+    tensors: tuple[str, ...] = (IMAGE, LOGITS)
 
 
 class Severity(enum.IntEnum):
@@ -315,17 +318,21 @@ class Runtime:
 
 
 class Engine:
-    """Only makes contexts."""
+    """Names its tensors and makes contexts."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
+        self.num_io_tensors = len(library.conduct.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.library.conduct.tensors[index]
 
     def create_execution_context(self) -> Context | None:
         return None if self.library.conduct.fails == "context" else Context(self.library)
 
 
 class Context:
-    """Computes `expected_logits` from and to the fake device's memory, when the stream gets to it."""
+    """Computes `expected` from and to the fake device's memory, when the stream gets to it."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
@@ -339,14 +346,16 @@ class Context:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shape if name == IMAGE else (self.shape[0], CLASSES)
+        count, _, height, width = self.shape
+        return {IMAGE: self.shape, LOGITS: (count, CLASSES), FEATURE: (count, height, width)}[name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        if self.library.conduct.fails == "execute":
+        # The real one refuses to run while a tensor of the engine has no address.
+        if self.library.conduct.fails == "execute" or self.addresses.keys() != set(self.library.conduct.tensors):
             return False
         work = functools.partial(compute, self.library.cuda, self.shape, dict(self.addresses))
         self.library.cuda.enqueue(stream_handle, work)
@@ -357,10 +366,14 @@ def compute(cuda: FakeCuda, shape: tuple[int, ...], addresses: dict[str, int]) -
     """One inference."""
     size = int(np.prod(shape)) * 4
     images = np.frombuffer(cuda.read(addresses[IMAGE], size), np.float32).reshape(shape)
-    cuda.write(addresses[LOGITS], expected_logits(images).tobytes())
+    for name in addresses.keys() - {IMAGE}:
+        cuda.write(addresses[name], expected(name, images).tobytes())
 
 
-def expected_logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the fake engine computes, float32 [n, CLASSES]."""
+def expected(name: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the fake engine computes, float32: LOGITS [n, CLASSES] or FEATURE [n, height, width]."""
+    if name == FEATURE:
+        feature: NDArray[np.float32] = images.mean(axis=1)
+        return feature
     means = images.reshape(len(images), -1).mean(axis=1, dtype=np.float64)
     return np.outer(means, np.arange(1, CLASSES + 1)).astype(np.float32)

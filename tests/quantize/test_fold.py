@@ -42,7 +42,7 @@ def found() -> tuple[ScoreFold, ...]:
 
 
 def test_q_and_k_are_followed_back_to_their_columns() -> None:
-    attention: Any = live("sample")[0].get_submodule("blocks.0.attn")
+    attention: Any = live("sample")[0].model.get_submodule("blocks.0.attn")
     for block, fold in enumerate(found()):
         assert fold.product == f"blocks.{block}.attn/MatMul"
         assert fold.producers == (f"blocks.{block}.attn.qkv/MatMul",) * 2

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphs import LOGITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vitexport.artifacts import silent
+from vitexport.artifacts import Outputs, silent
 from vitexport.errors import InputError
 from vitexport.quantize.equalize import Equalization, equalized_moments
-from vitexport.quantize.observe import CHANNEL_BINS, Activation, Batch, ChannelHistogram, Tensor, observe
+from vitexport.quantize.observe import CHANNEL_BINS, Activation, Batch, ChannelHistogram, Observation, Tensor, observe
 
 CHANNELS = 2
 # Values at, just beside and between powers of two: where the limit doubles.
@@ -140,18 +141,20 @@ class Given:
     def __init__(self, tokens: NDArray[np.float32]) -> None:
         self.tokens = tokens
 
-    def tensors(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, images: NDArray[np.float32]) -> Outputs:
         numbers = images[:, 0, 0, 0].astype(int)
-        return [self.tokens[numbers][:, None], np.zeros((len(numbers), 2), np.float32)]
+        return {"x": self.tokens[numbers][:, None], LOGITS: np.repeat(numbers[:, None], 2, axis=1).astype(np.float32)}
 
 
 def observed(tokens: NDArray[np.float32], rows: int) -> Activation:
     """What is seen of one activation with `tokens` [images, channels], where `rows` rows of each image are asked for."""
-    count = len(tokens)
+    return observation(Given(tokens), len(tokens), rows).activations["x"]
+
+
+def observation(backend: Any, count: int, rows: int) -> Observation:
+    """What is seen of ``x`` on `count` images, each of which is its own number."""
     parts = [Batch(images=np.full((1, 3, 1, 1), number, np.float32), first=number, rows=rows) for number in range(count)]
-    backend: Any = Given(tokens)
-    wanted = Tensor(name="x", per_channel=True, moments=True)
-    return observe(backend, [wanted], parts, count, silent).activations["x"]
+    return observe(backend, [Tensor(name="x", per_channel=True, moments=True)], [LOGITS], parts, count, silent)
 
 
 @pytest.mark.parametrize("rows", [8, 512])
@@ -185,3 +188,36 @@ def test_what_judges_is_none_of_what_was_compensated_for() -> None:
     judged = {int(row[0]) // 2 for row in activation.rows}
     assert judged
     assert not judged & compensated
+
+
+class Computing(Given):
+    """Has an output for tokens too, and one of its outputs breaks on image 1."""
+
+    def __init__(self, tokens: NDArray[np.float32], bad: dict[str, float]) -> None:
+        super().__init__(tokens)
+        self.bad = bad
+
+    def run(self, images: NDArray[np.float32]) -> Outputs:
+        computed = super().run(images)
+        outputs = {**computed, "tokens": computed["x"] * np.float32(2)}
+        for name, value in self.bad.items():
+            outputs[name] = np.where(images[:, :1, :1, 0] == 1, np.float32(value), outputs[name].reshape(len(images), 1, -1))
+        return outputs
+
+
+def test_the_first_outputs_are_the_graphs_own_and_not_what_is_observed() -> None:
+    tokens = np.random.default_rng(2).normal(0, 1, (3, 4)).astype(np.float32)
+    first = observation(Computing(tokens, {}), 3, rows=1).first_outputs
+    assert set(first) == {LOGITS, "tokens"}
+    count = len(first[LOGITS])
+    assert count >= 1
+    np.testing.assert_array_equal(first[LOGITS][:, 0], np.arange(count))
+    np.testing.assert_array_equal(first["tokens"][:, 0], 2 * tokens[:count])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [LOGITS, "tokens"])
+def test_any_output_that_is_no_number_is_refused(name: str, bad: float) -> None:
+    tokens = np.ones((3, 4), np.float32)
+    with pytest.raises(InputError, match="computes NaN or infinity on a calibration image; it cannot be quantized"):
+        observation(Computing(tokens, {name: bad}), 3, rows=1)

@@ -3,10 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from exports import exported, live
-from graphs import graph_of, read
+from graphs import LOGITS, graph_of, read
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.quantize.place import attention_points, find_sites, linear_sites, residual_points
 from vitexport.quantize.settings import Placement, QuantSettings
 
@@ -22,7 +21,7 @@ def test_the_four_linears_of_each_block_are_placed_and_nothing_else(batch: str) 
 
 
 def test_a_site_holds_the_weight_of_its_module_as_in_by_out() -> None:
-    state = live()[0].state_dict()
+    state = live()[0].model.state_dict()
     for site in linear_sites(read(exported("2")).graph):
         np.testing.assert_array_equal(site.weight, state[f"{site.module}.weight"].numpy().T)
 
@@ -40,7 +39,7 @@ def test_a_product_that_is_no_linear_layer_is_left_alone() -> None:
         helper.make_node("MatMul", ["left", "a"], ["b"], name="constant on the left"),
         helper.make_node("MatMul", ["b", "a"], ["c"], name="two activations"),
         helper.make_node("MatMul", ["c", "weight"], ["d"], name="fc/MatMul"),
-        helper.make_node("MatMul", ["d", "weight"], [OUTPUT_NAME], name="head/MatMul"),
+        helper.make_node("MatMul", ["d", "weight"], [LOGITS], name="head/MatMul"),
     ]
     square = np.eye(4, dtype=np.float32)
     graph = graph_of(nodes, {"stack": np.stack([square, square]), "left": square, "weight": square}, [2, 4, 4]).graph
@@ -53,7 +52,7 @@ def test_a_product_that_is_no_linear_layer_is_left_alone() -> None:
 def test_patch_embedding_and_head_are_found_where_they_are_asked_for() -> None:
     graph = read(exported("2")).graph
     first, *_, last = find_sites(graph, QuantSettings(placement=Placement(patch=True, head=True)))
-    state = live()[0].state_dict()
+    state = live()[0].model.state_dict()
     assert (first.module, first.layout, last.module, last.layout) == ("patch_embed.proj", "conv", "head", "nk")
     np.testing.assert_array_equal(first.weight, state["patch_embed.proj.weight"].numpy().reshape(32, -1).T)
     np.testing.assert_array_equal(last.weight, state["head.weight"].numpy().T)

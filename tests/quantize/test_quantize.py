@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from exports import digits, exported, live, placed
-from graphs import graph_of, operators, read, run
+from graphs import LOGITS, graph_of, operators, read, run
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME, BatchRange, OnnxModel, QuantizedModel, silent
+from vitexport.artifacts import INPUT_NAME, BatchRange, OnnxModel, QuantizedModel, silent
 from vitexport.errors import InputError, UsageError
 from vitexport.legality import qdq_violations
 from vitexport.preprocess import normalize
@@ -22,10 +22,9 @@ from vitexport.quantize.degrade import degraded
 from vitexport.quantize.fold import find_folds, find_score_folds
 from vitexport.quantize.observe import CHANNEL_BINS, with_outputs
 from vitexport.quantize.place import attention_points, linear_sites
-from vitexport.rewrites import apply, load, save
+from vitexport.rewrites import apply, load, save, session
 from vitexport.rewrites.fold_channels import FoldChannels
 from vitexport.runtime.backends import open_onnx
-from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.targets import CpuArithmetic, machine_cpu, misfit, resolve
 
 IMAGES = 16
@@ -174,10 +173,10 @@ def test_ranges_are_those_of_the_images_and_of_their_degraded_copies(observer: s
     name, spec, images = "blocks.1.mlp.act/Gelu", live("sample")[1].preprocess, digits(IMAGES)
     settings = QuantSettings(equalize=False, observer=Observer.parse(observer))
     result = quantized(tmp_path, "sample", settings=settings)
-    session = OnnxRuntimeBackend(with_outputs(load(placed(tmp_path, model="sample").path), [name]), outputs=[name])
+    backend = session(with_outputs(load(placed(tmp_path, model="sample").path), [name]), outputs=[name])
     clean = images.pixels(spec, list(range(IMAGES)))
     worse = np.stack([degraded(clean[2 * number], number) for number in range(IMAGES // 2)])
-    seen = np.concatenate([session.tensors(normalize(pixels, spec))[0] for pixels in (clean, worse)])
+    seen = np.concatenate([backend.tensors(normalize(pixels, spec))[0] for pixels in (clean, worse)])
     low, high = result.recipe.ranges["blocks.1.mlp.fc2"]
     share = np.count_nonzero((seen >= low) & (seen <= high)) / seen.size
     if observer == "minmax":
@@ -274,7 +273,7 @@ def test_the_exact_twin_holds_the_numbers_of_the_cpu_variant(
     )
     assert rms(computed - twins) < 0.1 * rms(floats - twins)
     assert np.median(np.abs(computed - twins)) < 1e-3 * np.median(np.abs(floats - twins))
-    shipped = open_onnx(integer).run(pixels)
+    shipped = open_onnx(integer).run(pixels)[LOGITS]
     np.testing.assert_array_equal(shipped.argmax(1), exact.argmax(1))
 
 
@@ -300,7 +299,7 @@ def float_model(folder: Path, nodes: list[onnx.NodeProto], constants: dict[str, 
 def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
     model = float_model(
         tmp_path,
-        [helper.make_node("ReduceMean", [INPUT_NAME, "axes"], [OUTPUT_NAME], name="pool")],
+        [helper.make_node("ReduceMean", [INPUT_NAME, "axes"], [LOGITS], name="pool")],
         {"axes": np.asarray([2, 3], np.int64)},
     )
     with pytest.raises(InputError, match=r"no linear layer"):
@@ -312,7 +311,7 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Log", [INPUT_NAME], ["log"], name="log"),
         helper.make_node("MatMul", ["log", "weight"], ["fc"], name="fc/MatMul"),
-        helper.make_node("Neg", ["fc"], [OUTPUT_NAME], name="Neg"),
+        helper.make_node("Neg", ["fc"], [LOGITS], name="Neg"),
     ]
     model = float_model(tmp_path, nodes, {"weight": np.eye(32, dtype=np.float32)})
     with pytest.raises(InputError, match=r"NaN or infinity on a calibration image"):

@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import graph_of, operators, run
+from graphs import LOGITS, graph_of, operators, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.rewrites import apply
 from vitexport.rewrites.cpu_integer import CpuInteger
@@ -34,11 +33,11 @@ def node(op_type: str, inputs: list[str], result: str, name: str) -> onnx.NodePr
 
 def linear(depth: int, bias: NDArray[np.float32] | None = BIAS) -> ir.Model:
     """One linear layer, its float weight all ones: whoever still computes with it is wrong."""
-    product = OUTPUT_NAME if bias is None else "fc/MatMul"
+    product = LOGITS if bias is None else "fc/MatMul"
     nodes = [node("MatMul", ["image", "fc.weight"], product, "fc/MatMul")]
     constants = {"fc.weight": np.ones((depth, COLUMNS), np.float32)}
     if bias is not None:
-        nodes.append(node("Add", [product, "fc.bias"], OUTPUT_NAME, "fc/Add"))
+        nodes.append(node("Add", [product, "fc.bias"], LOGITS, "fc/Add"))
         constants["fc.bias"] = bias
     return graph_of(nodes, constants, ["n", depth])
 
@@ -129,7 +128,7 @@ def test_product_and_bias_become_one_operator() -> None:
     model = linear(24)
     apply(model, CpuInteger([layer(WEIGHT, ZERO)]))
     assert operators(model) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
-    assert [str(value.name) for value in model.graph.outputs] == [OUTPUT_NAME]
+    assert [str(value.name) for value in model.graph.outputs] == [LOGITS]
     # The float weight is gone from the file.
     assert all(
         value.dtype != ir.DataType.FLOAT or value.shape != (24, COLUMNS) for value in model.graph.initializers.values()
@@ -155,7 +154,7 @@ def test_a_product_that_others_read_too_keeps_its_add() -> None:
     nodes = [
         node("MatMul", ["image", "fc.weight"], "fc/MatMul", "fc/MatMul"),
         node("Add", ["fc/MatMul", "fc.bias"], "fc/Add", "fc/Add"),
-        node("Sub", ["fc/Add", "fc/MatMul"], OUTPUT_NAME, "Sub"),
+        node("Sub", ["fc/Add", "fc/MatMul"], LOGITS, "Sub"),
     ]
     model = graph_of(nodes, {"fc.weight": np.ones((24, COLUMNS), np.float32), "fc.bias": BIAS}, ["n", 24])
     apply(model, CpuInteger([layer(WEIGHT, ZERO)]))
@@ -167,7 +166,7 @@ def test_layers_that_read_the_same_tensor_quantize_it_once() -> None:
     nodes = [
         node("MatMul", ["image", "q.weight"], "q/MatMul", "q/MatMul"),
         node("MatMul", ["image", "k.weight"], "k/MatMul", "k/MatMul"),
-        node("Add", ["q/MatMul", "k/MatMul"], OUTPUT_NAME, "Add"),
+        node("Add", ["q/MatMul", "k/MatMul"], LOGITS, "Add"),
     ]
     model = graph_of(nodes, {name: np.ones((24, COLUMNS), np.float32) for name in ("q.weight", "k.weight")}, ["n", 24])
     other = np.flip(WEIGHT, axis=0)
@@ -190,7 +189,7 @@ def test_a_changed_bias_becomes_the_operators_own(bias: NDArray[np.float32] | No
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_a_gemm_becomes_the_same_operator(*, has_bias: bool) -> None:
     inputs = ["image", "fc.weight", *(["fc.bias"] if has_bias else [])]
-    gemm = helper.make_node("Gemm", inputs, [OUTPUT_NAME], name="fc/MatMul", transB=1)
+    gemm = helper.make_node("Gemm", inputs, [LOGITS], name="fc/MatMul", transB=1)
     constants = {"fc.weight": np.ones((COLUMNS, 24), np.float32), **({"fc.bias": BIAS} if has_bias else {})}
     model = graph_of([gemm], constants, ["n", 24])
     change = np.arange(COLUMNS) * 0.5 + 1

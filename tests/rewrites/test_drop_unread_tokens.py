@@ -7,13 +7,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from exports import exported
-from graphs import graph_of, operators, read, run
+from graphs import LOGITS, graph_of, operators, read, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.rewrites import apply
 from vitexport.rewrites.drop_unread_tokens import DropUnreadTokens
 from vitexport.rewrites.fuse_attention import FuseAttention
@@ -37,11 +36,11 @@ def pooled(steps: list[onnx.NodeProto], constants: dict[str, NDArray[Any]], read
     """`steps` from ``image`` [n, tokens, width] to ``last``, and what reads its class token, or all of it."""
     constants |= {"zero": np.asarray(0), "one": np.asarray([1]), "all": np.asarray([2**62]), "begin": np.asarray([0])}
     readers = {
-        "first": node("Gather", ["last", "zero"], OUTPUT_NAME, axis=1),
-        "slice": node("Slice", ["last", "begin", "one", "one"], OUTPUT_NAME),
-        "mean": node("ReduceMean", ["last", "one"], OUTPUT_NAME, keepdims=0),
-        "rest": node("Slice", ["last", "one", "all", "one"], OUTPUT_NAME),
-        "whole": node("Identity", ["last"], OUTPUT_NAME),
+        "first": node("Gather", ["last", "zero"], LOGITS, axis=1),
+        "slice": node("Slice", ["last", "begin", "one", "one"], LOGITS),
+        "mean": node("ReduceMean", ["last", "one"], LOGITS, keepdims=0),
+        "rest": node("Slice", ["last", "one", "all", "one"], LOGITS),
+        "whole": node("Identity", ["last"], LOGITS),
     }
     return graph_of([*steps, readers[reader]], constants, ["n", TOKENS, WIDTH])
 
@@ -109,7 +108,7 @@ def test_a_second_reader_of_all_tokens_keeps_what_it_needs() -> None:
         node("Gather", ["last", "zero"], "token", axis=1),
         node("ReduceMean", ["norm", "axis"], "mean", keepdims=0),
     ]
-    nodes.append(node("Add", ["token", "mean"], OUTPUT_NAME))
+    nodes.append(node("Add", ["token", "mean"], LOGITS))
     model = dropped(graph_of(nodes, constants | {"zero": np.asarray(0)}, ["n", TOKENS, WIDTH]))
     assert tokens(model, "LayerNormalization") == {TOKENS}
     assert tokens(model, "Gelu") == {1}
@@ -120,7 +119,7 @@ def test_a_second_reader_of_all_tokens_keeps_what_it_needs() -> None:
 def test_as_many_first_tokens_as_are_read(read_tokens: list[int]) -> None:
     steps, constants = block()
     constants["indices"] = np.asarray(read_tokens)
-    steps.append(node("Gather", ["last", "indices"], OUTPUT_NAME, axis=1))
+    steps.append(node("Gather", ["last", "indices"], LOGITS, axis=1))
     model = dropped(graph_of(steps, constants, ["n", TOKENS, WIDTH]))
     count = max(read_tokens) + 1
     # Cutting off less than half would cost as much as it saves.
@@ -130,7 +129,7 @@ def test_as_many_first_tokens_as_are_read(read_tokens: list[int]) -> None:
 @pytest.mark.parametrize("index", [-1, -TOKENS])
 def test_a_token_counted_from_the_end_is_not_one_of_the_first(index: int) -> None:
     steps, constants = block()
-    steps.append(node("Gather", ["last", "index"], OUTPUT_NAME, axis=1))
+    steps.append(node("Gather", ["last", "index"], LOGITS, axis=1))
     model = dropped(graph_of(steps, constants | {"index": np.asarray(index)}, ["n", TOKENS, WIDTH]))
     assert tokens(model, "Gelu") == {TOKENS}
 
@@ -178,7 +177,7 @@ def test_integers_are_cut_too() -> None:
             name="m/last",
             domain="com.microsoft",
         ),
-        node("Gather", ["last", "zero"], OUTPUT_NAME, axis=1),
+        node("Gather", ["last", "zero"], LOGITS, axis=1),
     ]
     constants: dict[str, NDArray[Any]] = {
         "scale": np.asarray(0.02, np.float32),
@@ -204,7 +203,7 @@ def with_microsoft(
         nodes,
         "graph",
         [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(OUTPUT_NAME, onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, None)],
         [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
         value_info=[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, extents) for name, extents in known.items()],
     )
@@ -224,7 +223,7 @@ def test_queries_are_cut_and_keys_and_values_are_not(bias: Shape | None) -> None
     )
     steps = [node("Gelu", ["image"], "q"), node("Sigmoid", ["image"], "v"), attention]
     constants: dict[str, NDArray[Any]] = {"zero": np.asarray(0)} | ({"bias": floats(*bias)} if bias else {})
-    steps.append(node("Gather", ["last", "zero"], OUTPUT_NAME, axis=1))
+    steps.append(node("Gather", ["last", "zero"], LOGITS, axis=1))
     model = dropped(with_microsoft(steps, constants, ["n", TOKENS, WIDTH], {"last": ["n", TOKENS, WIDTH]}))
     assert tokens(model, "MultiHeadAttention") == tokens(model, "Gelu") == {1}
     assert tokens(model, "Sigmoid") == {TOKENS}
@@ -234,7 +233,7 @@ def test_a_tensor_that_is_query_and_key_stays() -> None:
     attention = helper.make_node(
         "MultiHeadAttention", ["q", "q", "q"], ["last"], name="attention", domain="com.microsoft", num_heads=2
     )
-    steps = [node("Gelu", ["image"], "q"), attention, node("Gather", ["last", "zero"], OUTPUT_NAME, axis=1)]
+    steps = [node("Gelu", ["image"], "q"), attention, node("Gather", ["last", "zero"], LOGITS, axis=1)]
     model = with_microsoft(steps, {"zero": np.asarray(0)}, ["n", TOKENS, WIDTH], {"last": ["n", TOKENS, WIDTH]})
     assert tokens(dropped(model), "Gelu") == {TOKENS}
 

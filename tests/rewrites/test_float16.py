@@ -8,10 +8,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 from exports import exported
-from graphs import graph_of, operators, read, run
+from graphs import LOGITS, graph_of, operators, read, run
 from onnx import TensorProto, helper
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.artifacts import INPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.rewrites import apply
 from vitexport.rewrites.float16 import Float16
@@ -42,8 +42,23 @@ def test_float32_is_left_only_at_the_interface_of_a_vision_transformer(batch: st
     model = read(exported(batch))
     apply(model, Float16())
     found = types(model)
-    assert {name for name, kind in found.items() if kind == FLOAT} == {INPUT_NAME, OUTPUT_NAME}
+    assert {name for name, kind in found.items() if kind == FLOAT} == {INPUT_NAME, LOGITS}
     assert operators(model) == operators(read(exported(batch))) + Counter(Cast=2)
+
+
+def test_each_output_is_cast_and_keeps_its_name() -> None:
+    proto = ir.to_proto(graph_of([node("Relu", ["image"], ["feature_0"]), node("Neg", ["feature_0"], [LOGITS])], {}, [2, 6]))
+    proto.graph.output.append(helper.make_tensor_value_info("feature_0", FLOAT, [2, 6]))
+    model = ir.from_proto(proto)
+    apply(model, Float16())
+    found = types(model)
+    assert [(value.name, found[str(value.name)]) for value in model.graph.outputs] == [(LOGITS, FLOAT), ("feature_0", FLOAT)]
+    # One for the input and one for each output; what another node reads of an output is the float16 before its Cast.
+    assert operators(model)["Cast"] == 3
+    [negated] = [entry for entry in model.graph if entry.op_type == "Neg"]
+    assert [found[str(value.name)] for value in negated.inputs if value is not None] == [HALF]
+    np.testing.assert_allclose(run(model, X, output="feature_0"), np.maximum(X, 0), atol=2e-3)
+    np.testing.assert_array_equal(run(model, X), -run(model, X, output="feature_0"))
 
 
 def test_a_vision_transformer_stays_close_to_float32() -> None:
@@ -68,7 +83,7 @@ def test_layernorm_keeps_its_statistics_in_float32() -> None:
 def test_a_mask_still_masks(masked: float) -> None:
     mask = np.zeros((2, 6), np.float32)
     mask[:, 4:] = masked
-    nodes = [node("Add", ["image", "mask"], ["sum"]), node("Softmax", ["sum"], [OUTPUT_NAME], axis=-1)]
+    nodes = [node("Add", ["image", "mask"], ["sum"]), node("Softmax", ["sum"], [LOGITS], axis=-1)]
     model = graph_of(nodes, {"mask": mask}, [2, 6])
     before = run(model, X)
     apply(model, Float16())
@@ -79,14 +94,14 @@ def test_a_mask_still_masks(masked: float) -> None:
 @pytest.mark.parametrize("value", [65520.0, -1e6, 9e29])
 def test_a_constant_beyond_float16_is_refused_by_name(value: float) -> None:
     model = graph_of(
-        [node("Mul", ["image", "blocks.0.gamma"], [OUTPUT_NAME])], {"blocks.0.gamma": np.full(6, value, np.float32)}, [2, 6]
+        [node("Mul", ["image", "blocks.0.gamma"], [LOGITS])], {"blocks.0.gamma": np.full(6, value, np.float32)}, [2, 6]
     )
     with pytest.raises(ToolchainError, match=r"Float16.*blocks\.0\.gamma holds .* beyond float16's 65504"):
         apply(model, Float16())
 
 
 def test_the_largest_float16_fits() -> None:
-    model = graph_of([node("Min", ["image", "limit"], [OUTPUT_NAME])], {"limit": np.full(6, 65504, np.float32)}, [2, 6])
+    model = graph_of([node("Min", ["image", "limit"], [LOGITS])], {"limit": np.full(6, 65504, np.float32)}, [2, 6])
     apply(model, Float16())
     np.testing.assert_allclose(run(model, X), X, rtol=1e-3)
 
@@ -94,7 +109,7 @@ def test_the_largest_float16_fits() -> None:
 def qdq(opset: int) -> ir.Model:
     nodes = [
         helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["q"], name="QuantizeLinear"),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], [OUTPUT_NAME], name="DequantizeLinear"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], [LOGITS], name="DequantizeLinear"),
     ]
     return graph_of(nodes, {"scale": np.asarray(0.015625, np.float32), "zero": np.asarray(0, np.int8)}, [2, 6], opset=opset)
 
@@ -115,7 +130,7 @@ def test_scales_in_float16_before_opset_19_are_refused() -> None:
 
 
 def test_the_scales_of_a_resize_stay_float32() -> None:
-    resize = node("Resize", ["image", "", "scales"], [OUTPUT_NAME], mode="linear")
+    resize = node("Resize", ["image", "", "scales"], [LOGITS], mode="linear")
     model = graph_of([resize], {"scales": np.asarray([1, 1, 2, 2], np.float32)}, [1, 3, 4, 4])
     image = RANDOM.normal(0, 1, (1, 3, 4, 4)).astype(np.float32)
     before = run(model, image)
@@ -133,7 +148,7 @@ def test_filled_and_cast_tensors_are_converted() -> None:
         ),
         node("Cast", ["shape"], ["extent"], to=FLOAT),
         node("ReduceMax", ["extent"], ["largest"], keepdims=0),
-        node("Sum", ["image", "zeros", "ones", "largest"], [OUTPUT_NAME]),
+        node("Sum", ["image", "zeros", "ones", "largest"], [LOGITS]),
     ]
     model = graph_of(nodes, {}, [2, 6])
     apply(model, Float16())

@@ -8,13 +8,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from exports import digits, exported, live
-from graphs import graph_of, operators, producers, read, run
+from graphs import LOGITS, graph_of, operators, producers, read, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.preprocess import normalize
 from vitexport.quantize.fold import Fold, find_folds
@@ -122,7 +121,7 @@ def reading(model: ir.Model, name: str, images: NDArray[np.float32]) -> NDArray[
     for output in model.graph.outputs:
         output.name = "unread"
     model.graph.outputs.clear()
-    tensor.name = OUTPUT_NAME
+    tensor.name = LOGITS
     model.graph.outputs.append(tensor)
     return run(model, images)
 
@@ -132,7 +131,7 @@ def test_a_bias_that_others_read_stays_for_them() -> None:
     model = norm_graph(
         [
             helper.make_node("Add", ["fc", "shared"], ["fc/Add"], name="fc/Add"),
-            helper.make_node("Add", ["fc/Add", "shared"], [OUTPUT_NAME], name="Add"),
+            helper.make_node("Add", ["fc/Add", "shared"], [LOGITS], name="Add"),
         ],
         {"shared": shared},
     )
@@ -168,17 +167,17 @@ def folds_of(model: ir.Model) -> tuple[Fold, ...]:
 
 
 def test_a_norm_that_only_the_layer_reads_is_folded() -> None:
-    (fold,) = folds_of(norm_graph([helper.make_node("Neg", ["fc"], [OUTPUT_NAME], name="Neg")], {}))
+    (fold,) = folds_of(norm_graph([helper.make_node("Neg", ["fc"], [LOGITS], name="Neg")], {}))
     assert (fold.kind, fold.producer) == ("norm", "norm")
 
 
 @pytest.mark.parametrize(
     "tail",
     [
-        lambda: [helper.make_node("Add", ["fc", "norm"], [OUTPUT_NAME], name="Add")],
+        lambda: [helper.make_node("Add", ["fc", "norm"], [LOGITS], name="Add")],
         lambda: [
             helper.make_node("Transpose", ["norm"], ["turned"], name="Transpose", perm=[0, 1, 3, 2]),
-            helper.make_node("MatMul", ["fc", "turned"], [OUTPUT_NAME], name="product"),
+            helper.make_node("MatMul", ["fc", "turned"], [LOGITS], name="product"),
         ],
     ],
 )
@@ -197,7 +196,7 @@ def test_a_layer_that_is_not_quantized_keeps_its_norm_unfolded() -> None:
     model = norm_graph(
         [
             helper.make_node("MatMul", ["norm", "weight"], ["fc2"], name="fc2/MatMul"),
-            helper.make_node("Sub", ["fc", "fc2"], [OUTPUT_NAME], name="Sub"),
+            helper.make_node("Sub", ["fc", "fc2"], [LOGITS], name="Sub"),
         ],
         {},
     )
@@ -216,7 +215,7 @@ def test_a_gated_unit_takes_the_scales_in_one_factor() -> None:
         helper.make_node("Sigmoid", ["g"], ["s"], name="act"),
         helper.make_node("Mul", ["s", "u/Add"], ["product"], name="Mul"),
         helper.make_node("MatMul", ["product", "down"], ["d"], name="down/MatMul"),
-        helper.make_node("Neg", ["d"], [OUTPUT_NAME], name="Neg"),
+        helper.make_node("Neg", ["d"], [LOGITS], name="Neg"),
     ]
     random = np.random.default_rng(4)
     constants = {name: random.normal(0, 1, (8, 8)).astype(np.float32) for name in ("gate", "up", "down")}
@@ -232,7 +231,7 @@ def test_a_gated_unit_takes_the_scales_in_one_factor() -> None:
 
 
 def test_a_scale_that_leaves_no_number_is_refused() -> None:
-    model = norm_graph([helper.make_node("Neg", ["fc"], [OUTPUT_NAME], name="Neg")], {})
+    model = norm_graph([helper.make_node("Neg", ["fc"], [LOGITS], name="Neg")], {})
     fold = ChannelFold(
         kind="norm", producer="norm", columns=None, layers=("fc/MatMul",), scale=np.full(8, np.nan), shift=np.zeros(8)
     )

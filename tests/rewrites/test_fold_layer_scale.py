@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import assert_stays, graph_of, operators, run
+from graphs import LOGITS, assert_stays, graph_of, operators, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.rewrites import apply
 from vitexport.rewrites.cpu_integer import CpuInteger
 from vitexport.rewrites.fold_layer_scale import FoldLayerScale
@@ -42,7 +41,7 @@ def scaled(factors: NDArray[np.float32], *, bias: bool = True, first: bool = Fal
     nodes += [
         node("Mul", ["gamma", whole] if first else [whole, "gamma"], "scaled"),
         node("MatMul", ["scaled", "back"], "branch"),
-        node("Add", ["image", "branch"], OUTPUT_NAME),
+        node("Add", ["image", "branch"], LOGITS),
     ]
     return graph_of(nodes, constants, ["n", 5, DEPTH])
 
@@ -115,7 +114,7 @@ def test_who_shares_a_constant_keeps_it() -> None:
         node("MatMul", ["image", "weight"], "one"),
         node("Mul", ["one", "gamma"], "scaled"),
         node("MatMul", ["image", "weight"], "two"),
-        node("Add", ["scaled", "two"], OUTPUT_NAME),
+        node("Add", ["scaled", "two"], LOGITS),
     ]
     model = graph_of(nodes, {"weight": WEIGHT, "gamma": MIXED}, ["n", 5, DEPTH])
     expected = run(model, IMAGES)
@@ -128,7 +127,7 @@ def test_a_result_that_is_read_without_the_factors_too_stays() -> None:
     nodes = [
         node("MatMul", ["image", "weight"], "one"),
         node("Mul", ["one", "gamma"], "scaled"),
-        node("Add", ["scaled", "one"], OUTPUT_NAME),
+        node("Add", ["scaled", "one"], LOGITS),
     ]
     model = graph_of(nodes, {"weight": WEIGHT, "gamma": MIXED}, ["n", 5, DEPTH])
     expected = run(model, IMAGES)

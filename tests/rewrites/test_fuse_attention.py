@@ -9,13 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from exports import exported
-from graphs import graph_of, operators, read, run
+from graphs import LOGITS, graph_of, operators, read, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.rewrites import apply
 from vitexport.rewrites.fuse_attention import FuseAttention
 
@@ -57,7 +56,7 @@ class Written:
             node("Softmax", ["scores"], "weights", axis=-1),
             node("MatMul", ["weights", "v"], "heads"),
             node("Transpose", ["heads"], "tokens", perm=[0, 2, 1, 3]),
-            node("Reshape", ["tokens", "merged.shape"], OUTPUT_NAME),
+            node("Reshape", ["tokens", "merged.shape"], LOGITS),
         ]
 
     def insert(self, op_type: str, tensor: str, constant: NDArray[Any] | None = None, **attributes: Any) -> Written:
@@ -184,7 +183,7 @@ def test_other_sizes(heads: int, channels: int, value_channels: int, tokens: int
         node("Softmax", ["scores"], "weights"),
         node("MatMul", ["weights", "v2"], "heads"),
         node("Transpose", ["heads"], "tokens", perm=[0, 2, 1, 3]),
-        node("Reshape", ["tokens", "merged.shape"], OUTPUT_NAME),
+        node("Reshape", ["tokens", "merged.shape"], LOGITS),
     ]
     width = sum(widths.values())
     model = graph_of(nodes, constants, ["n", tokens, width])
@@ -323,7 +322,7 @@ def test_what_others_read_too_stays(tensor: str) -> None:
     written.nodes += [
         node("ReduceMean", [tensor, "axes"], "mean", keepdims=0),
         node("Unsqueeze", ["mean", "new"], "other"),
-        node("Add", ["merged", "other"], OUTPUT_NAME),
+        node("Add", ["merged", "other"], LOGITS),
     ]
     assert operators(fused(written)) == operators(written.graph())
 
@@ -349,7 +348,7 @@ def test_every_block_of_a_vision_transformer_is_fused(model: str, depth: int, si
 
 
 def test_a_graph_without_attention_stays() -> None:
-    model = graph_of([node("Relu", ["image"], OUTPUT_NAME)], {}, ["n", 4])
+    model = graph_of([node("Relu", ["image"], LOGITS)], {}, ["n", 4])
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     apply(model, FuseAttention())
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before

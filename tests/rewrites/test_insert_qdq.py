@@ -7,11 +7,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import graph_of, operators, producers, run, valid_in
+from graphs import LOGITS, graph_of, operators, producers, run, valid_in
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.rewrites import apply
 from vitexport.rewrites.insert_qdq import InsertQdq, QuantizedInput, QuantizedLinear
@@ -36,7 +35,7 @@ def two_linears(first_input: str = "norm/Neg") -> ir.Model:
         node("MatMul", [first_input, "a.weight"], "a/MatMul", "a/MatMul"),
         node("MatMul", ["norm/Neg", "b.weight"], "b/MatMul", "b/MatMul"),
         node("Add", ["a/MatMul", "a.bias"], "a/Add", "a/Add"),
-        node("Sub", ["a/Add", "b/MatMul"], OUTPUT_NAME, "Sub"),
+        node("Sub", ["a/Add", "b/MatMul"], LOGITS, "Sub"),
     ]
     weights = {f"{name}.weight": WEIGHT[name] * WEIGHT_SCALE for name in "ab"}
     return graph_of(nodes, {**weights, "a.bias": np.linspace(-1, 1, WIDTH, dtype=np.float32)}, ["n", WIDTH])
@@ -151,7 +150,7 @@ def test_a_changed_bias_is_added_whether_the_layer_has_one_or_not() -> None:
 
 
 def test_a_gemm_that_holds_its_weight_turned_keeps_it_turned() -> None:
-    gemm = helper.make_node("Gemm", ["image", "a.weight", "a.bias"], [OUTPUT_NAME], name="a/MatMul", transB=1)
+    gemm = helper.make_node("Gemm", ["image", "a.weight", "a.bias"], [LOGITS], name="a/MatMul", transB=1)
     bias = np.linspace(-1, 1, WIDTH, dtype=np.float32)
     model = graph_of([gemm], {"a.weight": np.ones((WIDTH, WIDTH), np.float32), "a.bias": bias}, ["n", WIDTH])
     apply(model, InsertQdq([layer("a", activation="image", layout="nk", bias_change=CHANGE)]))
@@ -162,7 +161,7 @@ def test_a_gemm_that_holds_its_weight_turned_keeps_it_turned() -> None:
 
 
 def test_a_convolution_keeps_its_kernels_shape_and_gets_a_bias() -> None:
-    conv = helper.make_node("Conv", ["image", "a.weight"], [OUTPUT_NAME], name="a/MatMul", strides=[2, 2])
+    conv = helper.make_node("Conv", ["image", "a.weight"], [LOGITS], name="a/MatMul", strides=[2, 2])
     model = graph_of([conv], {"a.weight": np.ones((WIDTH, 2, 2, 2), np.float32)}, ["n", 2, 4, 4])
     apply(model, InsertQdq([layer("a", activation="image", layout="conv", bias_change=CHANGE)]))
     images = RANDOM.normal(0, 1, (3, 2, 4, 4)).astype(np.float32)
@@ -178,7 +177,7 @@ def test_further_inputs_of_the_same_tensor_and_scale_share_one_pair() -> None:
     nodes = [
         node("Neg", ["image"], "left", "left"),
         node("MatMul", ["left", "image"], "first", "first"),
-        node("MatMul", ["left", "first"], OUTPUT_NAME, "second"),
+        node("MatMul", ["left", "first"], LOGITS, "second"),
     ]
     model = graph_of(nodes, {}, [WIDTH, WIDTH])
     coarse = np.float32(2.0**-3)

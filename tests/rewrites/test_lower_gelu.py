@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import graph_of, operators, run, valid_in
+from graphs import LOGITS, graph_of, operators, run, valid_in
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.rewrites import apply
 from vitexport.rewrites.lower_gelu import LowerGelu
 
@@ -23,7 +22,7 @@ def gelu(name: str, source: str, result: str, **attributes: Any) -> Any:
     ("attributes", "gate"), [({}, "Erf"), ({"approximate": "none"}, "Erf"), ({"approximate": "tanh"}, "Tanh")]
 )
 def test_the_written_out_form_computes_what_the_operator_does(attributes: dict[str, str], gate: str) -> None:
-    model = graph_of([gelu("mlp.act/Gelu", "image", OUTPUT_NAME, **attributes)], {}, ["n"])
+    model = graph_of([gelu("mlp.act/Gelu", "image", LOGITS, **attributes)], {}, ["n"])
     before = run(model, VALUES)
     apply(model, LowerGelu())
     # The erf and the tanh form differ by up to 5e-4: the tolerance tells them apart.
@@ -34,7 +33,7 @@ def test_the_written_out_form_computes_what_the_operator_does(attributes: dict[s
 
 
 def test_every_gelu_is_replaced_under_its_own_name() -> None:
-    model = graph_of([gelu("a/Gelu", "image", "inner"), gelu("b/Gelu", "inner", OUTPUT_NAME)], {}, ["n"])
+    model = graph_of([gelu("a/Gelu", "image", "inner"), gelu("b/Gelu", "inner", LOGITS)], {}, ["n"])
     before = run(model, VALUES)
     apply(model, LowerGelu())
     np.testing.assert_allclose(run(model, VALUES), before, rtol=1e-6, atol=1e-6)
@@ -44,6 +43,6 @@ def test_every_gelu_is_replaced_under_its_own_name() -> None:
 
 
 def test_a_graph_without_gelu_is_left_alone() -> None:
-    model = graph_of([helper.make_node("Erf", ["image"], [OUTPUT_NAME], name="Erf")], {}, ["n"])
+    model = graph_of([helper.make_node("Erf", ["image"], [LOGITS], name="Erf")], {}, ["n"])
     apply(model, LowerGelu())
     assert operators(model) == {"Erf": 1}

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import graph_of, operators, run, valid_in
+from graphs import LOGITS, graph_of, operators, run, valid_in
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.rewrites import apply
 from vitexport.rewrites.lower_layernorm import MARK, LowerLayerNorm
@@ -21,9 +20,7 @@ BETA = RANDOM.normal(0, 0.3, WIDTH).astype(np.float32)
 
 
 def layernorm(inputs: list[str], shape: list[int | str], **attributes: Any) -> ir.Model:
-    node = helper.make_node(
-        "LayerNormalization", ["image", *inputs], [OUTPUT_NAME], name="norm/LayerNormalization", **attributes
-    )
+    node = helper.make_node("LayerNormalization", ["image", *inputs], [LOGITS], name="norm/LayerNormalization", **attributes)
     constants: dict[str, NDArray[np.float32]] = {"gamma": GAMMA, "beta": BETA}
     # Of the opsets with the operator, the one whose ReduceMean still has the form that the rewrite writes.
     return graph_of([node], {name: constants[name] for name in inputs}, shape, opset=17)
@@ -74,9 +71,7 @@ def test_new_nodes_carry_the_mark_that_the_engine_recipe_looks_for() -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 def test_another_axis_is_refused_by_name(axis: int) -> None:
     shape: list[int | str] = [2, 3, WIDTH]
-    node = helper.make_node(
-        "LayerNormalization", ["image", "gamma"], [OUTPUT_NAME], name="odd/LayerNormalization", axis=axis
-    )
+    node = helper.make_node("LayerNormalization", ["image", "gamma"], [LOGITS], name="odd/LayerNormalization", axis=axis)
     model = graph_of([node], {"gamma": np.ones((3, WIDTH)[axis - 1 :] if axis else (2, 3, WIDTH), np.float32)}, shape)
     with pytest.raises(ToolchainError, match=rf"LowerLayerNorm.*odd/LayerNormalization normalizes from axis {axis}"):
         apply(model, LowerLayerNorm())

@@ -7,10 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from exports import exported
-from graphs import graph_of, operators, read, run, valid_in
+from graphs import LOGITS, graph_of, operators, read, run, valid_in
 from onnx import TensorProto, helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.errors import ToolchainError
 from vitexport.rewrites import InPlacePass, apply
 from vitexport.rewrites.lower_gelu import LowerGelu
@@ -41,7 +40,7 @@ def node(op_type: str, inputs: list[str], outputs: list[str], **attributes: Any)
 @pytest.mark.parametrize("op_type", ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd"])
 @pytest.mark.parametrize(("axes", "keepdims"), [([1], 1), ([-1], 0), ([0, 2], 0)])
 def test_the_axes_of_a_reduction_become_an_attribute(op_type: str, axes: list[int], keepdims: int) -> None:
-    reduce = node(op_type, ["image", "axes"], [OUTPUT_NAME], keepdims=keepdims)
+    reduce = node(op_type, ["image", "axes"], [LOGITS], keepdims=keepdims)
     model = graph_of([reduce], {"axes": np.asarray(axes, np.int64)}, SMALL.shape)
     before = run(model, SMALL)
     apply(model, LowerOpset(17))
@@ -52,7 +51,7 @@ def test_the_axes_of_a_reduction_become_an_attribute(op_type: str, axes: list[in
 @pytest.mark.parametrize(("axis", "sizes"), [(1, [3, 3, 1]), (-1, [2, 2, 1])])
 def test_a_split_into_a_number_of_parts_gets_their_sizes(axis: int, sizes: list[int]) -> None:
     split = node("Split", ["image"], ["a", "b", "c"], axis=axis, num_outputs=3)
-    joined = node("Concat", ["c", "a", "b"], [OUTPUT_NAME], axis=axis)
+    joined = node("Concat", ["c", "a", "b"], [LOGITS], axis=axis)
     model = graph_of([split, joined], {}, SMALL.shape)
     before = run(model, SMALL)
     apply(model, LowerOpset(13))
@@ -64,7 +63,7 @@ def test_a_split_into_a_number_of_parts_gets_their_sizes(axis: int, sizes: list[
     "bounds", [{}, {"start": 1}, {"start": -1}, {"end": 2}, {"end": -1}, {"start": 1, "end": 2}, {"start": -2, "end": -1}]
 )
 def test_a_part_of_a_shape_becomes_a_slice(bounds: dict[str, int]) -> None:
-    model = graph_of([node("Shape", ["image"], [OUTPUT_NAME], **bounds)], {}, SMALL.shape, output_type=TensorProto.INT64)
+    model = graph_of([node("Shape", ["image"], [LOGITS], **bounds)], {}, SMALL.shape, output_type=TensorProto.INT64)
     before = run(model, SMALL)
     apply(model, LowerOpset(13))
     np.testing.assert_array_equal(run(model, SMALL), before)
@@ -72,13 +71,13 @@ def test_a_part_of_a_shape_becomes_a_slice(bounds: dict[str, int]) -> None:
 
 
 def test_a_part_of_a_shape_stays_where_the_opset_has_it() -> None:
-    model = graph_of([node("Shape", ["image"], [OUTPUT_NAME], start=1)], {}, SMALL.shape, output_type=TensorProto.INT64)
+    model = graph_of([node("Shape", ["image"], [LOGITS], start=1)], {}, SMALL.shape, output_type=TensorProto.INT64)
     apply(model, LowerOpset(15))
     assert operators(model) == {"Shape": 1}
 
 
 def reshape(target: list[int]) -> ir.Model:
-    nodes = [node("Reshape", ["image", "target"], [OUTPUT_NAME], allowzero=1)]
+    nodes = [node("Reshape", ["image", "target"], [LOGITS], allowzero=1)]
     return graph_of(nodes, {"target": np.asarray(target, np.int64)}, SMALL.shape)
 
 
@@ -90,7 +89,7 @@ def test_allowzero_without_a_zero_is_dropped() -> None:
 
 def test_allowzero_that_means_something_is_not_dropped_silently() -> None:
     model = graph_of(
-        [node("Reshape", ["image", "target"], [OUTPUT_NAME], allowzero=1)], {"target": np.asarray([0, 4], np.int64)}, [0, 5]
+        [node("Reshape", ["image", "target"], [LOGITS], allowzero=1)], {"target": np.asarray([0, 4], np.int64)}, [0, 5]
     )
     with pytest.raises(ToolchainError, match=r"LowerOpset.*m/Reshape"):
         apply(model, LowerOpset(13))
@@ -98,7 +97,7 @@ def test_allowzero_that_means_something_is_not_dropped_silently() -> None:
 
 def test_computed_axes_are_refused_by_name() -> None:
     axes = helper.make_node("Shape", ["image"], ["axes"], name="Shape", start=2)
-    flat = node("Reshape", ["mean", "flat"], [OUTPUT_NAME])
+    flat = node("Reshape", ["mean", "flat"], [LOGITS])
     reduce = node("ReduceMean", ["image", "axes"], ["mean"])
     model = graph_of([axes, reduce, flat], {"flat": np.asarray([-1], np.int64)}, [2, 2, 1])
     with pytest.raises(ToolchainError, match=r"LowerOpset.*m/ReduceMean has computed axes"):
@@ -107,7 +106,7 @@ def test_computed_axes_are_refused_by_name() -> None:
 
 def test_a_split_of_unknown_extent_is_refused_by_name() -> None:
     split = node("Split", ["image"], ["a", "b"], axis=0, num_outputs=2)
-    model = graph_of([split, node("Add", ["a", "b"], [OUTPUT_NAME])], {}, ["n", 4])
+    model = graph_of([split, node("Add", ["a", "b"], [LOGITS])], {}, ["n", 4])
     with pytest.raises(ToolchainError, match=r"LowerOpset.*m/Split splits a dimension of unknown size"):
         apply(model, LowerOpset(17))
 
@@ -116,6 +115,6 @@ def test_a_split_of_unknown_extent_is_refused_by_name() -> None:
     ("op_type", "inputs", "opset"), [("Gelu", ["image"], 19), ("LayerNormalization", ["image", "gamma"], 16)]
 )
 def test_an_operator_that_the_opset_lacks_is_refused_by_name(op_type: str, inputs: list[str], opset: int) -> None:
-    model = graph_of([node(op_type, inputs, [OUTPUT_NAME])], {"gamma": np.ones(4, np.float32)}, [2, 4])
+    model = graph_of([node(op_type, inputs, [LOGITS])], {"gamma": np.ones(4, np.float32)}, [2, 4])
     with pytest.raises(ToolchainError, match=rf"LowerOpset.*opset {opset}.*{op_type}"):
         apply(model, LowerOpset(opset))

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import graph_of, run
+from graphs import LOGITS, graph_of, run
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.rewrites.movement import is_movement, move
 
 SHAPE = (2, 3, 4, 6)
@@ -17,7 +16,7 @@ IMAGES = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
 Constants = dict[str, list[int] | int]
 
 
-def node(op_type: str, constants: Constants, outputs: tuple[str, ...] = (OUTPUT_NAME,), **attributes: Any) -> onnx.NodeProto:
+def node(op_type: str, constants: Constants, outputs: tuple[str, ...] = (LOGITS,), **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op_type, ["image", *constants], list(outputs), name="m/node", **attributes)
 
 
@@ -62,7 +61,7 @@ def test_squeeze(constants: Constants) -> None:
 def test_each_output_of_a_split(constants: Constants, attributes: dict[str, Any]) -> None:
     count = attributes.get("num_outputs", 3)
     for chosen in range(count):
-        outputs = tuple(OUTPUT_NAME if index == chosen else f"other{index}" for index in range(count))
+        outputs = tuple(LOGITS if index == chosen else f"other{index}" for index in range(count))
         model = graph_of([node("Split", constants, outputs, **attributes)], arrays(constants), SHAPE)
         np.testing.assert_array_equal(move(next(iter(model.graph)).outputs[chosen], IMAGES), run(model, IMAGES))
 
@@ -78,7 +77,7 @@ def test_what_computes_is_no_movement() -> None:
 def test_bounds_that_are_computed_are_no_movement() -> None:
     nodes = [
         helper.make_node("Shape", ["image"], ["shape"], name="m/shape"),
-        helper.make_node("Reshape", ["image", "shape"], [OUTPUT_NAME], name="m/reshape"),
+        helper.make_node("Reshape", ["image", "shape"], [LOGITS], name="m/reshape"),
     ]
     assert not is_movement(list(graph_of(nodes, {}, SHAPE).graph)[1])
 

@@ -7,13 +7,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import assert_stays, graph_of, operators, run
+from graphs import LOGITS, assert_stays, graph_of, operators, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from vitexport.artifacts import OUTPUT_NAME
 from vitexport.rewrites import apply
 from vitexport.rewrites.cpu_integer import CpuInteger
 from vitexport.rewrites.insert_qdq import QuantizedLinear
@@ -41,7 +40,7 @@ def sliced(parts: list[tuple[int, int]], *, bias: bool = True, axis: int = 2, ot
         constants |= {f"{index}.first": np.asarray([first]), f"{index}.end": np.asarray([end])}
         nodes.append(node("Slice", [whole, f"{index}.first", f"{index}.end", "axis"], f"{index}.part"))
     inputs = [f"{index}.part" for index in range(len(parts))] + ([whole] if others else [])
-    nodes.append(node("Concat", inputs, OUTPUT_NAME, axis=2))
+    nodes.append(node("Concat", inputs, LOGITS, axis=2))
     return graph_of(nodes, constants, ["n", 5, DEPTH])
 
 
@@ -103,7 +102,7 @@ def test_a_layer_that_others_share_the_bias_with_keeps_theirs() -> None:
     again = ir.Node("", "Add", [nodes[-1].outputs[0], model.graph.initializers["bias"]], name="again")
     again.outputs[0].name, again.outputs[0].type = "more", nodes[-1].outputs[0].type
     model.graph.append(again)
-    model.graph.outputs[0].name, again.outputs[0].name = "inner", OUTPUT_NAME
+    model.graph.outputs[0].name, again.outputs[0].name = "inner", LOGITS
     model.graph.outputs[0] = again.outputs[0]
     expected = run(model, IMAGES)
     apply(model, SplitLinear())

@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SAMPLE, VALIDATION, Built
+from graphs import LOGITS
 from numpy.typing import NDArray
 
-from vitexport.artifacts import silent
-from vitexport.bundle import GOLDEN_LOGITS, GOLDEN_PIXELS, REPORT, hash_files, write_json, write_manifest
+from vitexport.artifacts import Outputs, silent
+from vitexport.bundle import GOLDEN_PIXELS, REPORT, hash_files, write_json, write_manifest
 from vitexport.datasets import ImageSet, open_images, open_labelled
 from vitexport.errors import UsageError
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Report
 from vitexport.runtime import Model, load
-from vitexport.runtime.backends import open_onnx
-from vitexport.validate.device import bench_bundle, evaluate, validate_bundle
+from vitexport.runtime.backends import Backend, open_onnx
+from vitexport.validate.device import bench_bundle, classify, validate_bundle
 from vitexport.validate.numerics import GOLDEN_CEILING_DB, GOLDEN_SLACK_DB
 
 MAX_DROP = 1.0
@@ -32,15 +33,15 @@ class AlteredBackend:
     def __init__(
         self, model: Model, alter: Callable[[NDArray[np.float32]], NDArray[np.float32]], *, only: int | None = None
     ) -> None:
-        self.inner = model.backend
+        self.inner: Backend = model.backend
         self.alter = alter
         self.only = only  # the call that is altered, counted from 1; None for all
         self.sizes: list[int] = []
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.float32]) -> Outputs:
         self.sizes.append(len(images))
-        logits = self.inner.run(images)
-        return self.alter(logits) if self.only in (None, len(self.sizes)) else logits
+        outputs = self.inner.run(images)
+        return {LOGITS: self.alter(outputs[LOGITS])} if self.only in (None, len(self.sizes)) else outputs
 
     def close(self) -> None:
         self.inner.close()
@@ -53,7 +54,7 @@ def model(cpu_bundle: Built) -> Model:
 
 def labelled(root: Path, model: Model) -> ImageSet:
     manifest = model.manifest
-    return open_labelled(root, labels=manifest.labels, synsets=manifest.synsets, classes=manifest.num_classes)
+    return open_labelled(root, labels=manifest.labels, synsets=manifest.synsets, classes=10)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,8 @@ def test_a_constant_added_to_every_logit_is_seen_though_no_label_changes(model: 
 def with_a_picture_between_two_digits(root: Path) -> Path:
     """The bundle at `root` with one more golden input: the mixture of two whose choice is closest."""
     model = load(root)
-    pixels, logits = model.bundle.golden()
+    pixels, outputs = model.bundle.golden()
+    logits = outputs[LOGITS]
     other = (logits.argmax(axis=1) != logits[0].argmax()).argmax()
     shares = np.linspace(0, 1, 401)[:, None, None, None]
     mixtures = np.rint((1 - shares) * pixels[0] + shares * pixels[other]).astype(np.uint8)
@@ -140,7 +142,7 @@ def with_a_picture_between_two_digits(root: Path) -> Path:
     best = np.sort(reference, axis=1)
     closest = (best[:, -1] - best[:, -2]).argmin()
     np.save(root / GOLDEN_PIXELS, np.concatenate([pixels, mixtures[[closest]]]))
-    np.save(root / GOLDEN_LOGITS, np.concatenate([logits, reference[[closest]]]))
+    np.save(root / "golden" / "logits.npy", np.concatenate([logits, reference[[closest]]]))
     write_manifest(root, dataclasses.replace(model.manifest, files=hash_files(root)))
     return root
 
@@ -241,10 +243,56 @@ def test_evaluating_covers_every_image_once_and_tells_how_far_it_is(l4_bundle: B
         steps.append((done, total))
 
     images = open_images(VALIDATION, limit=21)
-    logits = evaluate(Model(model.bundle, backend), images, progress)
+    logits = classify(Model(model.bundle, backend), images, progress)
     assert logits.shape == (21, 10)
     assert backend.sizes == [8, 8, 5]
     assert steps == [(8, 21), (16, 21), (21, 21)]
+
+
+def altered(built: Built, name: str, alter: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Model:
+    """The bundle's model with one of its outputs changed."""
+    model = load(built.root)
+
+    class Altered(AlteredBackend):
+        def run(self, images: NDArray[np.float32]) -> Outputs:
+            outputs = self.inner.run(images)
+            return {**outputs, name: alter(outputs[name])}
+
+    return Model(model.bundle, Altered(model, alter))
+
+
+@pytest.mark.parametrize("name", [LOGITS, "feature_0", "feature_1"])
+def test_golden_inputs_catch_any_output_that_is_computed_wrong(name: str, several_bundle: Built) -> None:
+    report = validate_bundle(altered(several_bundle, name, np.negative), None, MAX_DROP, silent)
+    check = check_of(report, "golden")
+    assert check.status == "failed"
+    assert check.message.startswith(f"{name} of ")
+    untouched = validate_bundle(load(several_bundle.root), None, MAX_DROP, silent)
+    assert check_of(untouched, "golden").status == "passed"
+    built = several_bundle.report.measurements["golden"]["outputs"]
+    assert {key: pytest.approx(value) for key, value in untouched.measurements["golden"]["outputs"].items()} == built
+
+
+def test_accuracy_is_that_of_the_output_that_names_classes(several_bundle: Built) -> None:
+    model = altered(several_bundle, "feature_0", np.negative)
+    report = validate_bundle(model, labelled(VALIDATION, model), MAX_DROP, silent)
+    assert report.measurements["accuracy"]["top1"] == several_bundle.report.measurements["accuracy"]["candidate_top1"]
+    assert check_of(report, "accuracy").status == "passed"
+    assert check_of(report, "golden").status == "failed"
+
+
+def test_a_model_without_classes_is_held_to_its_golden_outputs(embedding_bundle: Built) -> None:
+    report = validate_bundle(load(embedding_bundle.root), None, MAX_DROP, silent)
+    assert [(check.name, check.status) for check in report.checks] == [("golden", "passed"), ("accuracy", "skipped")]
+    assert check_of(report, "accuracy").message == "the model names no classes"
+    assert "top-1" not in check_of(report, "golden").message
+    broken = validate_bundle(altered(embedding_bundle, "embedding", lambda values: values[:, ::-1]), None, MAX_DROP, silent)
+    assert check_of(broken, "golden").status == "failed"
+
+
+def test_labelled_images_are_nothing_to_a_model_without_classes(embedding_bundle: Built, data: ImageSet) -> None:
+    with pytest.raises(UsageError, match="names no classes, so it has no accuracy; leave --data out"):
+        validate_bundle(load(embedding_bundle.root), data, MAX_DROP, silent)
 
 
 @pytest.mark.parametrize(("asked", "size"), [(None, 4), (1, 1), (8, 8)])
@@ -281,8 +329,8 @@ class FakeInner:
 
     description = "fake"
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.zeros((len(images), 10), np.float32)
+    def run(self, images: NDArray[np.float32]) -> Outputs:
+        return {LOGITS: np.zeros((len(images), 10), np.float32)}
 
     def close(self) -> None:
         pass

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+import numpy as np
 
 from vitexport.artifacts import BatchRange
 from vitexport.bundle import Bundle, open_bundle
@@ -221,10 +222,11 @@ def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
     return 0
 
 
-@cli.command(short_help="Classify images with a bundle.")
+@cli.command(short_help="Run images through a bundle.")
 @BUNDLE
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Labels per image.")
+@click.option("-o", "--out", type=PATH, metavar="FILE.npz", help="Write every output there: NumPy arrays by name.")
 @BACKEND
 @ENGINE
 @output_options
@@ -233,16 +235,29 @@ def predict(
     bundle: Path,
     images: tuple[str, ...],
     top: int,
+    out: Path | None,
     backend: Any,
     engine: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Classify each IMAGE with BUNDLE."""
+    """Run each IMAGE through BUNDLE: its likeliest labels, or what else the model computes."""
     from vitexport.runtime import load
 
+    if out is not None:
+        _check_array_file(out)
     prediction = load(bundle, backend=backend, engine=engine).predict(list(images))
+    if out is not None:
+        with out.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **prediction.outputs)
+    if not prediction.class_names:
+        rows = show.output_rows(images, prediction.outputs)
+        if as_json:
+            show.print_json(rows)
+        else:
+            show.show_outputs(rows)
+        return 0
     ranked = prediction.top(top)
     if as_json:
         show.print_json(
@@ -254,6 +269,14 @@ def predict(
     else:
         show.show_predictions(images, ranked)
     return 0
+
+
+def _check_array_file(path: Path) -> None:
+    """Refuse before the work what cannot be written after it."""
+    if path.suffix != ".npz":
+        raise UsageError(f"--out {path}: outputs are written as NumPy arrays; give a name that ends in .npz.")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"--out {path} cannot be written: it is a folder, or its folder does not exist.")
 
 
 def _request(arguments: dict[str, Any]) -> Any:
@@ -281,6 +304,9 @@ def _request(arguments: dict[str, Any]) -> Any:
         kwargs=dict(arguments["model_kwargs"]),
         num_classes=arguments["num_classes"],
         img_size=arguments["img_size"],
+        head=arguments["head"],
+        features=arguments["features"],
+        softmax=arguments["softmax"],
         mean=arguments["mean"],
         std=arguments["std"],
         crop_pct=arguments["crop_pct"],
@@ -307,7 +333,11 @@ def _request(arguments: dict[str, Any]) -> Any:
         data=arguments["data"],
         labels=arguments["labels"],
         batch=BatchRange.parse(arguments["batch"]),
-        budget=Budget(max_drop=arguments["max_drop"], min_agreement=arguments["min_agreement"]),
+        budget=Budget(
+            max_drop=arguments["max_drop"],
+            min_agreement=arguments["min_agreement"],
+            min_cosine=arguments["min_cosine"],
+        ),
         out=arguments["out"],
         force=arguments["force"],
     )
@@ -317,6 +347,8 @@ def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:
     if data is None:
         return None
     manifest = bundle.manifest
+    if manifest.num_classes is None:
+        raise UsageError(f"--data: bundle {bundle.root} names no classes, so there is no accuracy; leave --data out.")
     return open_labelled(data, labels=manifest.labels, synsets=manifest.synsets, classes=manifest.num_classes)
 
 

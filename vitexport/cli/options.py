@@ -44,6 +44,20 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
+class Indices(click.ParamType[tuple[int, ...]]):
+    """Whole numbers with commas between: ``2,5,8,11``."""
+
+    name = "I,J,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
+            self.fail(f"{value!r} is not a list of block numbers, for example 2,5,8,11", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 def build_options(function: F) -> F:
     """The arguments that ``build`` and ``plan`` share, in the order in which help shows them."""
     for option in reversed(_BUILD_OPTIONS):
@@ -73,6 +87,20 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Width of the classifier."),
     click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS", help="Side of the input image."),
+    click.option(
+        "--head",
+        type=click.Choice(["classifier", "none", "features", "tokens"]),
+        help="What the model ends in: classifier (logits), none (timm's num_classes=0), features (the embedding that the "
+        "classifier reads) or tokens (all of them). Default: classifier, or none where the model has no classifier.",
+    ),
+    click.option(
+        "--features",
+        type=Indices(),
+        default=(),
+        help="Feature maps behind these blocks or stages, as timm's forward_intermediates counts them; the only outputs "
+        "unless --head is given.",
+    ),
+    click.option("--softmax", is_flag=True, help="Probabilities instead of logits, computed in the graph."),
     click.option("--mean", type=Numbers(), help="Mean of each channel, for values of 0 to 1 (default: the model's own)."),
     click.option("--std", type=Numbers(), help="Standard deviation of each channel (default: the model's own)."),
     click.option("--crop-pct", type=float, metavar="SHARE", help="Share of the resized image that is kept."),
@@ -133,6 +161,14 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         metavar="PERCENT",
         help="Top-1 agreement with PyTorch, where there are no labels.",
+    ),
+    click.option(
+        "--min-cosine",
+        type=float,
+        default=0.99,
+        show_default=True,
+        metavar="COSINE",
+        help="Cosine with PyTorch, of outputs that name no classes.",
     ),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For untrained weights."),
 )

@@ -11,16 +11,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from vitexport.artifacts import Outputs, describe_outputs, silent
 from vitexport.artifacts import Progress as ProgressCallback
-from vitexport.artifacts import silent
 from vitexport.bundle import Bundle
-from vitexport.report import CANDIDATE_COLUMNS, LATENCY_COLUMNS, Report, candidate_rows, latency_rows
+from vitexport.report import (
+    CANDIDATE_COLUMNS,
+    LATENCY_COLUMNS,
+    OUTPUT_COLUMNS,
+    Report,
+    candidate_rows,
+    latency_rows,
+    output_figures,
+)
 from vitexport.targets import Device, Finding, Target, resolve
 
 MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]failed[/]", "skipped": "[yellow]skipped[/]"}
@@ -137,6 +146,8 @@ def show_report(report: Report, *, verbose: bool) -> None:
         out.show(_grid(LATENCY_COLUMNS, latency_rows(latency)))
     if len(candidates := report.measurements.get("candidates", {})) > 1:
         out.show(_grid(CANDIDATE_COLUMNS, candidate_rows(candidates)))
+    if len(rows := output_figures(report.measurements)) > len(report.measurements.get("candidates", {})):
+        out.show(_grid(OUTPUT_COLUMNS, rows))
     if size := report.measurements.get("size"):
         sizes = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**20:.2f} MiB" for key, value in size.items())
         out.show(f"size: {sizes}")
@@ -297,7 +308,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     rows = [
         (
             "model",
-            f"{model['name']} ({model['parameters'] / 1e6:.1f} million parameters, {manifest.num_classes} classes)",
+            f"{model['name']} ({model['parameters'] / 1e6:.1f} million parameters, {describe_outputs(manifest.outputs)})",
         ),
         ("weights", f"{model['weights']}, sha256 {str(model['weights_sha256'])[:16]}…"),
         ("target", f"{manifest.target.name} ({manifest.target.id}), {_stack(manifest.target)}"),
@@ -341,3 +352,34 @@ def show_predictions(images: Sequence[str], ranked: Sequence[Sequence[tuple[str,
         for label, probability in best:
             bar = "█" * round(probability * 30)
             out.show(Text(f"  {label:<{width}}  {probability * 100:6.2f} %  {bar}"))
+
+
+def output_rows(images: Sequence[str], outputs: Outputs) -> list[dict[str, Any]]:
+    """For each image and output: shape, and figures that tell one picture's numbers from another's."""
+    return [
+        {
+            "image": image,
+            "output": name,
+            "shape": list(values.shape[1:]),
+            "mean": float(values[index].mean()),
+            "std": float(values[index].std()),
+            "norm": float(np.linalg.norm(values[index])),
+        }
+        for index, image in enumerate(images)
+        for name, values in outputs.items()
+    ]
+
+
+def show_outputs(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The same as a table."""
+    header = ("image", "output", "shape", "mean", "std", "norm")
+    cells = [
+        (
+            str(row["image"]),
+            str(row["output"]),
+            " x ".join(map(str, row["shape"])),
+            *(f"{row[key]:.4g}" for key in ("mean", "std", "norm")),
+        )
+        for row in rows
+    ]
+    Output().show(_grid(header, cells))

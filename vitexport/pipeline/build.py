@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitexport import bundle as bundles
-from vitexport.artifacts import Engine, OnnxModel, Progress, QuantRecipe
+from vitexport.artifacts import Engine, OnnxModel, Outputs, Progress, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
 from vitexport.engine import make_engine
 from vitexport.errors import DeviceError, MissingDependencyError
@@ -24,15 +24,18 @@ from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images
 from vitexport.preprocess import normalize
 from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
+from vitexport.rewrites import load, move, remove
+from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import EngineFacts, open_engine, open_onnx
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
 from vitexport.validate.latency import Runner, Timing, measure
 from vitexport.validate.numerics import golden, parity
-from vitexport.validate.probes import probe_pixels
-from vitexport.validate.reference import description, reference_logits, reference_runner
+from vitexport.validate.probes import golden_count, probe_pixels
+from vitexport.validate.reference import description, reference_outputs, reference_runner
 
 LATENCY_SECONDS = 6.0
+PEAK_IMAGES = 4
 WIDEST_FIRST = ("fp32", "fp16", "int8")
 
 
@@ -55,7 +58,7 @@ def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
 def _build(work: Work) -> Report:
     target = work.prepared.target
     exported = _export(work)
-    reference = _reference(work)
+    reference = _reference(work, exported)
     checks = [_parity(work, exported, reference)]
     candidates = [make_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
     candidates += _instead(work, candidates, exported, reference)
@@ -70,7 +73,7 @@ def _build(work: Work) -> Report:
     if timing is not None and timing.caution:
         notes.append(timing.caution)
     if target.typing is not None:
-        engine = _engine(work, shipped)
+        engine = _engine(work, shipped, reference)
         checks += _engine_checks(work, engine, chosen, reference)
         notes.append(_CPU_NUMERICS)
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
@@ -101,11 +104,13 @@ def _export(work: Work) -> OnnxModel:
         )
 
 
-def _engine(work: Work, shipped: OnnxModel) -> Engine:
+def _engine(work: Work, shipped: OnnxModel, reference: Reference) -> Engine:
     target = work.prepared.target
     work.progress(f"compiling the engine for {target.name}" if target.engine_here else "writing the engine's recipe")
     with work.watch.stage("engine"):
-        return make_engine(shipped, work.prepared.source.preprocess, target, work.folder)
+        return make_engine(
+            shipped, work.prepared.source.preprocess, target, work.folder, stay_float32=reference.stay_float32
+        )
 
 
 _CPU_NUMERICS = (
@@ -115,27 +120,38 @@ _CPU_NUMERICS = (
 )
 
 
-def _reference(work: Work) -> Reference:
+def _reference(work: Work, exported: OnnxModel) -> Reference:
     """Choose the images to judge on, and run PyTorch on them."""
     work.progress("running PyTorch")
     prepared = work.prepared
     spec = prepared.source.preprocess
     with work.watch.stage("reference"):
-        golden_pixels = probe_pixels(prepared.data or prepared.calibration, spec)
-        golden_logits = reference_logits(prepared.model, normalize(golden_pixels, spec))
+        golden_pixels = probe_pixels(prepared.data or prepared.calibration, spec, golden_count(prepared.source.outputs))
+        golden_outputs = _pytorch(work, normalize(golden_pixels, spec))
         images = prepared.evaluation
-        logits, labels = golden_logits, None
+        outputs, labels = golden_outputs, None
         if images is not None:
-            logits = over(images, work, "running PyTorch", lambda batch: reference_logits(prepared.model, batch))
+            outputs = over(images, work, "running PyTorch", lambda batch: _pytorch(work, batch))
             labels = images.labels
+    wide: frozenset[str] = frozenset()
+    if prepared.target.typing is not None:
+        with work.watch.stage("float16"):
+            count = min(max(PEAK_IMAGES, work.request.batch.minimum), work.request.batch.maximum)
+            pictures = np.resize(golden_pixels, (count, *golden_pixels.shape[1:]))
+            wide = float32_nodes(load(exported.path), normalize(pictures, spec))
     return Reference(
         images=images,
-        logits=logits,
+        outputs=outputs,
         labels=labels,
         about=prepared.evaluation_about,
         golden_pixels=golden_pixels,
-        golden_logits=golden_logits,
+        golden_outputs=golden_outputs,
+        stay_float32=wide,
     )
+
+
+def _pytorch(work: Work, images: NDArray[np.float32]) -> Outputs:
+    return reference_outputs(work.prepared.model, work.prepared.source.outputs, images)
 
 
 def _parity(work: Work, exported: OnnxModel, reference: Reference) -> Check:
@@ -147,7 +163,7 @@ def _parity(work: Work, exported: OnnxModel, reference: Reference) -> Check:
         backend = open_onnx(exported.path)
         for size in sizes:
             images = golden_batch(work, reference, size)
-            wanted.append(reference_logits(work.prepared.model, images))
+            wanted.append(_pytorch(work, images))
             seen.append(backend.run(images))
     return parity(wanted, seen)
 
@@ -264,9 +280,9 @@ def _engine_checks(work: Work, engine: Engine, chosen: Candidate, reference: Ref
             skipped("engine_output", str(error)),
             skipped("latency", f"the engine cannot run here; {name} can"),
         ]
-    logits = run_in_batches(backend, golden_images(work, reference), request.batch)
-    where = backend.description
-    check, _ = golden(reference.golden_logits, logits, chosen.golden["sqnr_db"], name="engine_output", where=where)
+    outputs = run_in_batches(backend, golden_images(work, reference), request.batch)
+    specs, where = prepared.source.outputs, backend.description
+    check, _ = golden(reference.golden_outputs, outputs, chosen.golden, specs=specs, name="engine_output", where=where)
     return [built, check, skipped("latency", "time the engine with vitexport bench")]
 
 
@@ -284,12 +300,12 @@ def _ship(chosen: Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
     """Give the chosen graph its final name; candidates that were not chosen go."""
     final = folder / "model.onnx"
     if chosen.onnx.path == exported.path:
-        shutil.copyfile(exported.path, final)
+        move(exported.path, final)
     else:
-        chosen.onnx.path.rename(final)
+        move(chosen.onnx.path, final)
     for path in folder.glob("model.*.onnx"):
-        if path != exported.path or chosen.onnx.path == exported.path:
-            path.unlink()
+        if path != exported.path:
+            remove(path)
     return dataclasses.replace(chosen.onnx, path=final)
 
 
@@ -350,7 +366,9 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
     folder, source = work.folder, work.prepared.source
     (folder / "golden").mkdir()
     np.save(folder / bundles.GOLDEN_PIXELS, reference.golden_pixels)
-    np.save(folder / bundles.GOLDEN_LOGITS, reference.golden_logits)
+    golden_files = {f"golden_{name}": f"golden/{name}.npy" for name in reference.golden_outputs}
+    for name, values in reference.golden_outputs.items():
+        np.save(folder / golden_files[f"golden_{name}"], values)
     bundles.write_json(folder / bundles.REPORT, report.to_json())
     (folder / bundles.REPORT_PAGE).write_text(report.to_markdown(), encoding="utf-8")
     float_name = "model.float.onnx" if (folder / "model.float.onnx").exists() else shipped.path.name
@@ -358,7 +376,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
         "onnx": shipped.path.name,
         "onnx_float": float_name,
         "golden_pixels": bundles.GOLDEN_PIXELS,
-        "golden_logits": bundles.GOLDEN_LOGITS,
+        **golden_files,
     }
     if engine is not None and engine.path is not None:
         artifacts["engine"] = engine.path.name
@@ -373,7 +391,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
             preprocess=source.preprocess,
             labels=work.prepared.labels,
             synsets=source.synsets if work.request.labels is None else None,
-            num_classes=source.num_classes,
+            outputs=source.outputs,
             artifacts=artifacts,
             engine=_engine_json(engine),
             recipe=dataclasses.asdict(chosen.recipe) if chosen.recipe is not None else None,

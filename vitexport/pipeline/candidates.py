@@ -6,10 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vitexport.artifacts import OnnxModel, Precision, QuantizedModel, QuantRecipe
+from vitexport.artifacts import OnnxModel, Outputs, Precision, QuantizedModel, QuantRecipe
 from vitexport.datasets import ImageSet
 from vitexport.engine import lowered_layernorm
 from vitexport.errors import InputError
@@ -19,7 +16,7 @@ from vitexport.pipeline.work import Reference, Work, golden_images, over
 from vitexport.quantize import Calibrated, Calibration, calibrate, write
 from vitexport.quantize.calibrate import RESIDUAL_SQNR_DB
 from vitexport.quantize.fallback import fewest_float, most_sensitive_first
-from vitexport.rewrites import apply, load, save
+from vitexport.rewrites import apply, load, remove, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
@@ -112,23 +109,26 @@ def _judge(
     if quantized is not None and quantized.exact is not None:
         plain = quantized.exact
         about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
-    judged = _float16_twin(work, plain, precision) if target.typing is not None and precision != "fp32" else plain.path
+    judged = (
+        _float16_twin(work, plain, precision, reference) if target.typing is not None and precision != "fp32" else plain.path
+    )
     if target.typing == "strong" and precision != "fp32":
-        model = _to_float16(work, model, precision)
+        model = _to_float16(work, model, precision, reference)
     refuse(load(model.path), target)
     work.progress(f"validating {precision}")
     with work.watch.stage(f"validate {precision}"):
         backend = open_onnx(judged, exact=target.kind != "cpu" or judged != model.path)
-        golden_logits = run_in_batches(backend, golden_images(work, reference), work.request.batch)
-        logits = golden_logits if reference.images is None else _evaluate(work, backend, reference.images, precision)
+        golden_outputs = run_in_batches(backend, golden_images(work, reference), work.request.batch)
+        outputs = golden_outputs if reference.images is None else _evaluate(work, backend, reference.images, precision)
     if judged != model.path and judged.name != EXPORT_NAME:
-        judged.unlink()
-    budget = work.request.budget
+        remove(judged)
+    budget, specs = work.request.budget, work.prepared.source.outputs
+    seen = compare(reference.golden_outputs, golden_outputs, None, budget, specs=specs, where="golden inputs")
     return Candidate(
         onnx=dataclasses.replace(model, precision=precision),
         recipe=quantized.recipe if quantized is not None else None,
-        numerics=compare(reference.logits, logits, reference.labels, budget, where=about),
-        golden=compare(reference.golden_logits, golden_logits, None, budget, where="golden inputs").figures,
+        numerics=compare(reference.outputs, outputs, reference.labels, budget, specs=specs, where=about),
+        golden=seen.figures,
     )
 
 
@@ -143,10 +143,12 @@ def cpu_float(work: Work, exported: OnnxModel) -> OnnxModel:
     return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
 
 
-def _float16_twin(work: Work, plain: OnnxModel, precision: Precision) -> Path:
+def _float16_twin(work: Work, plain: OnnxModel, precision: Precision, reference: Reference) -> Path:
     """A graph that computes on this CPU what the engine computes in float16; see `EmulateFloat16`."""
     target = work.prepared.target
-    wide = lowered_layernorm(plain.path) if target.typing == "weak" and not target.layernorm_op else ()
+    wide = set(reference.stay_float32)
+    if target.typing == "weak" and not target.layernorm_op:
+        wide |= set(lowered_layernorm(plain.path))
     path = work.folder / f"model.{precision}.judged.onnx"
     with work.watch.stage("float16"):
         graph = load(plain.path)
@@ -177,19 +179,19 @@ def _calibrate(work: Work, exported: OnnxModel) -> tuple[Calibration, Calibrated
         return calibration, calibrate(calibration, work.folder)
 
 
-def _to_float16(work: Work, model: OnnxModel, precision: Precision) -> OnnxModel:
+def _to_float16(work: Work, model: OnnxModel, precision: Precision, reference: Reference) -> OnnxModel:
     work.progress("baking float16 into the graph")
     path = work.folder / f"model.{precision}.typed.onnx"
     with work.watch.stage("float16"):
         graph = load(model.path)
-        apply(graph, Float16())
+        apply(graph, Float16(reference.stay_float32))
         save(graph, path)
         if model.precision == "int8":
-            model.path.unlink()
+            remove(model.path)
         return OnnxModel.of(path, opset=model.opset, batch=model.batch, precision=precision)
 
 
-def _evaluate(work: Work, backend: Backend, images: ImageSet, precision: str) -> NDArray[np.float32]:
-    """Logits of `backend` for all of `images`."""
+def _evaluate(work: Work, backend: Backend, images: ImageSet, precision: str) -> Outputs:
+    """Outputs of `backend` for all of `images`."""
     batch = work.request.batch
     return over(images, work, f"validating {precision}", lambda part: run_in_batches(backend, part, batch))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from vitexport import bundle as bundles
 from vitexport import source as sources
-from vitexport.artifacts import ModelSource, Precision
+from vitexport.artifacts import ModelSource, Precision, describe_outputs
 from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.machine import memory_bytes
@@ -154,8 +154,10 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
         problems.attempt(lambda: check_placement(request.quantization.placement, cpu))
     if request.calibration_size < 1:
         problems.errors.append(UsageError(f"Calibration size {request.calibration_size} is refused; use 32 or more."))
-    if not request.budget.max_drop >= 0 or not 0 <= request.budget.min_agreement <= 100:
-        problems.errors.append(UsageError("The budget must be a drop of 0 or more points and an agreement of 0 to 100 %."))
+    budget = request.budget
+    if not budget.max_drop >= 0 or not 0 <= budget.min_agreement <= 100 or not 0 <= budget.min_cosine <= 1:
+        message = "The budget must be a drop of 0 or more points, an agreement of 0 to 100 % and a cosine of 0 to 1."
+        problems.errors.append(UsageError(message))
     return target, precisions, out if target is not None else None
 
 
@@ -230,6 +232,9 @@ def _image_sets(
 ) -> tuple[tuple[str, ...] | None, ImageSet | None, ImageSet | None]:
     """Labels, calibration images and labelled images, each read once so that a bad one is known now."""
     classes = source.num_classes if source else None
+    if source is not None and classes is None and (request.labels is not None or request.data is not None):
+        problems.errors.append(_no_classes(source))
+        return None, None, None
     labels: tuple[str, ...] | None = None
     if request.labels is not None:
         file = request.labels
@@ -241,13 +246,21 @@ def _image_sets(
         folder = request.calibration
         calibration = problems.attempt(lambda: open_images(folder, limit=max(request.calibration_size, 1)))
     data = None
-    if request.data is not None and source is not None and not (request.labels is not None and labels is None):
+    if request.data is not None and classes is not None and not (request.labels is not None and labels is None):
         root = request.data
-        synsets = source.synsets if request.labels is None else None
-        data = problems.attempt(lambda: open_labelled(root, labels=labels, synsets=synsets, classes=source.num_classes))
+        synsets = source.synsets if source is not None and request.labels is None else None
+        data = problems.attempt(lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes))
     if labels is None and data is not None:
         labels = data.classes
     return labels, calibration, data
+
+
+def _no_classes(source: ModelSource) -> UsageError:
+    names = ", ".join(output.name for output in source.outputs)
+    return UsageError(
+        f"--data and --labels need classes, and {source.name} returns {names}; leave them out (each output is then judged "
+        "by its cosine with PyTorch), or ask for --head classifier."
+    )
 
 
 def _evaluation(
@@ -320,7 +333,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
         spec = source.preprocess
         weights = "pretrained" if request.model.pretrained and request.model.checkpoint is None else source.weights
         steps.append(
-            f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {source.num_classes} classes, "
+            f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
             f"{spec.height} x {spec.width} pixels), weights {weights}"
         )
     steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
@@ -332,7 +345,8 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
         steps.append(f"compile a TensorRT-RTX engine for compute capability {target.compute_capability}")
     elif target.runtime == "tensorrt":
         steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
-    where = f"{len(data.files)} labelled images" if data is not None else "unlabelled images, by agreement"
+    how = "agreement" if source is None or source.num_classes is not None else "cosine"
+    where = f"{len(data.files)} labelled images" if data is not None else f"unlabelled images, by {how}"
     steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
     if target.kind == "cpu":
         steps.append("time it beside PyTorch")

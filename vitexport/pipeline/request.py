@@ -47,7 +47,7 @@ class BuildRequest:
     data: Path | None = None
     labels: Path | None = None
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
-    budget: Budget = dataclasses.field(default_factory=lambda: Budget(max_drop=1.0, min_agreement=99.0))
+    budget: Budget = dataclasses.field(default_factory=Budget)
     out: Path | None = None
     force: bool = False
 

@@ -1,43 +1,48 @@
-"""What all stages of one build share: the request, what was prepared, the folder, and PyTorch's answers to judge by."""
+"""What all stages of one build share: the request, what was prepared, the folder, and PyTorch's outputs to judge by."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import Progress
+from vitexport.artifacts import Outputs, Progress
 from vitexport.datasets import ImageSet
 from vitexport.machine import Stopwatch
 from vitexport.pipeline.prepare import Prepared
 from vitexport.pipeline.request import BuildRequest
 from vitexport.preprocess import normalize
-from vitexport.validate.latency import Runner
+from vitexport.runtime.model import join
 
 EVALUATION_BATCH = 8
+KEPT_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
-    """The images that the result is judged on, and PyTorch's logits for them.
+    """The images that the result is judged on, and PyTorch's outputs for them.
 
     Attributes:
         images: None where the golden inputs, made from the package's photographs, are all there is.
-        logits: float32 [n, classes].
+        outputs: PyTorch's, float32 [n, …] each.
         labels: int64 [n], or None.
         about: What the images are, for messages.
         golden_pixels: uint8 [m, height, width, 3].
-        golden_logits: float32 [m, classes].
+        golden_outputs: PyTorch's, float32 [m, …] each.
+        stay_float32: Nodes of the float export that float16 cannot compute safely, found on the golden inputs.
     """
 
     images: ImageSet | None
-    logits: NDArray[np.float32]
+    outputs: Outputs
     labels: NDArray[np.int64] | None
     about: str
     golden_pixels: NDArray[np.uint8]
-    golden_logits: NDArray[np.float32]
+    golden_outputs: Outputs
+    stay_float32: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,14 +56,24 @@ class Work:
     progress: Progress
 
 
-def over(images: ImageSet, work: Work, what: str, run: Runner) -> NDArray[np.float32]:
-    """`run` over all of `images`, batch by batch, with progress."""
-    parts, done = [], 0
-    for batch in images.batches(work.prepared.source.preprocess, EVALUATION_BATCH):
-        parts.append(run(batch))
+def over(images: ImageSet, work: Work, what: str, run: Callable[[NDArray[np.float32]], Outputs]) -> Outputs:
+    """`run` over all of `images`, batch by batch, with progress.
+
+    Of an output that names no classes (tokens, feature maps) no more is kept than `KEPT_BYTES`: the first images' values,
+    copied, since a view would keep the whole batch.
+    """
+    source = work.prepared.source
+    most = {
+        spec.name: len(images.files) if spec.names_classes else max(KEPT_BYTES // (4 * math.prod(spec.shape)), 1)
+        for spec in source.outputs
+    }
+    parts: list[Outputs] = []
+    done = 0
+    for batch in images.batches(source.preprocess, EVALUATION_BATCH):
+        parts.append({name: values[: max(most[name] - done, 0)].copy() for name, values in run(batch).items()})
         done += len(batch)
         work.progress(what, done, len(images.files))
-    return np.concatenate(parts)
+    return join(parts)
 
 
 def golden_batch(work: Work, reference: Reference, size: int) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from vitexport.datasets import ImageSet
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize.calibrate import Calibrated, Calibration, calibrate
 from vitexport.quantize.settings import Observer, Placement, QuantSettings
-from vitexport.rewrites import InPlacePass, apply, load, save
+from vitexport.rewrites import InPlacePass, apply, load, remove, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.cpu_integer import CpuInteger
 from vitexport.rewrites.insert_qdq import InsertQdq
@@ -71,7 +71,7 @@ def quantize(  # noqa: PLR0913 - the values of one stage
     try:
         return write(work, calibrated, folder, exact_twin=exact_twin)
     finally:
-        calibrated.folded.unlink(missing_ok=True)
+        remove(calibrated.folded)
 
 
 def write(

@@ -6,7 +6,6 @@ observe → find and choose folds → fold them into a float graph of the same f
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from vitexport.artifacts import OUTPUT_NAME, OnnxModel, Progress
+from vitexport.artifacts import OnnxModel, Outputs, Progress
 from vitexport.datasets import ImageSet
-from vitexport.errors import InputError, ToolchainError, UsageError
+from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec, normalize
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.equalize import (
@@ -30,16 +29,17 @@ from vitexport.quantize.equalize import (
     equalized_moments,
     equalized_rows,
 )
-from vitexport.quantize.fold import ScoreFold, find_folds, find_score_folds
+from vitexport.quantize.fold import Fold, ScoreFold, find_folds, find_score_folds
 from vitexport.quantize.observe import ROWS, Activation, Batch, Observation, Tensor, observe, with_outputs
 from vitexport.quantize.place import Point, Site, attention_points, find_sites, residual_points
 from vitexport.quantize.ranges import Range, Values, choose_range
 from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
 from vitexport.quantize.settings import QuantSettings, check_placement
-from vitexport.rewrites import apply, load, save
+from vitexport.rewrites import apply, copy, load, remove, save, session
 from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
 from vitexport.rewrites.insert_qdq import QuantizedInput, QuantizedLinear
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
+from vitexport.runtime.model import join
 from vitexport.targets import CpuArithmetic
 
 T = TypeVar("T")
@@ -54,6 +54,8 @@ DEGRADED_IMAGES = 128
 GPTQ_SHARE = 0.4
 # The folded graph may differ from the float one by this share of the largest logit.
 FOLD_LIMIT = 1e-5
+# Folds that change one node and the layers that read it, and nothing that is found by following channels.
+NEAR = ("norm", "after")
 CHECKED_IMAGES = 4
 # Layers that are worked on at once, at most: a wide one takes some hundred MB.
 SIDE_BY_SIDE = 8
@@ -123,6 +125,19 @@ class _Group:
     quantizer: Quantizer
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Folds:
+    """What was chosen for the layers, and for q against k."""
+
+    layers: Mapping[Fold, Equalization]
+    scores: Mapping[ScoreFold, ScoreEqualization]
+
+    def changes(self) -> list[ChannelFold]:
+        """In the graph."""
+        own = [fold.change(best.scale, best.shift) for fold, best in self.layers.items()]
+        return own + [change for fold, best in self.scores.items() for change in fold.changes(best.scale, best.shift)]
+
+
 def calibrate(work: Calibration, folder: Path) -> Calibrated:
     """Observe, fold, choose ranges and round.
 
@@ -133,7 +148,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     """
     check_placement(work.settings.placement, work.cpu)
     model = load(work.model.path)
-    sites = find_sites(model.graph, work.settings)
+    sites = find_sites(model.graph, work.settings, convolutions=work.cpu is None)
     if not sites:
         raise InputError(_nothing(work.settings))
     with threadpool_limits(1):
@@ -141,29 +156,20 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         folds = find_folds(model, sites, images) if work.settings.equalize else ()
         points = _points(work, model.graph)
         score_folds = find_score_folds(model, points, images) if work.settings.equalize else ()
-        seen = _observe(work, model, [*_tensors(work, sites), *_results(score_folds)], folder)
+        seen = _observe(work, model, [*_tensors(work, sites), *_results(score_folds)])
         share = 1.0 if work.settings.rounding == "nearest" else GPTQ_SHARE
         chosen = _each(lambda fold: equalize(fold, seen.activations[fold.sites[0].activation], work.cpu, share), folds)
-        equalizations = {
-            site.node: equalization for fold, equalization in zip(folds, chosen, strict=True) for site in fold.sites
-        }
-        changes = [fold.change(best.scale, best.shift) for fold, best in zip(folds, chosen, strict=True)]
         scores = _scores(work, model, score_folds, seen, folder)
-        for fold, best in scores.items():
-            changes += fold.changes(best.scale, best.shift)
-        path = _folded(work, model, changes, folder / FOLDED_NAME)
-        if changes and (difference := _difference(work, path, seen.first_logits)) > FOLD_LIMIT:
-            raise ToolchainError(
-                f"Equalization changed the float model: logits differ by {difference:.1e} of the largest, and "
-                f"{FOLD_LIMIT:.0e} is the limit. Build with --no-equalize, and please report the model's name."
-            )
+        wanted = _Folds(layers=dict(zip(folds, chosen, strict=True)), scores=scores)
+        model, path, kept = _equalized(work, model, wanted, seen, folder)
+        equalizations = {site.node: equalization for fold, equalization in kept.layers.items() for site in fold.sites}
         original = {site.node: site.activation for site in sites}
         groups = _groups(work, model, {node: seen.activations[name] for node, name in original.items()}, equalizations)
         results = _each(lambda pair: _round(work, *pair), [(group, site) for group in groups for site in group.sites])
     order = {site.node: index for index, site in enumerate(sites)}
     results.sort(key=lambda result: order[result[0].node])
     modules = {site.node: site.module for site in sites}
-    inputs, input_db = _inputs(work, model, folder)
+    inputs, input_db = _inputs(work, model)
     group_of = {point.node: point.group for point in points}
     return Calibrated(
         folded=path,
@@ -173,7 +179,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         ranges={site.module: group.limits for group in groups for site in group.sites},
         strengths={
             **dict.fromkeys(input_db, 0.0),
-            **{group_of[fold.product]: best.strength for fold, best in scores.items()},
+            **{group_of[fold.product]: best.strength for fold, best in kept.scores.items()},
             **{site.module: group.equalization.strength for group in groups for site in group.sites},
         },
         layer_db={**input_db, **{modules[layer.node]: decibels for layer, decibels in results}},
@@ -200,6 +206,7 @@ def _tensors(work: Calibration, sites: Sequence[Site]) -> list[Tensor]:
         Tensor(
             name=site.activation,
             per_channel=site.per_channel,
+            channels_first=site.channels_first,
             moments=site.per_channel and compensates,
             counts=counts,
         )
@@ -219,22 +226,20 @@ def _merged(tensors: Sequence[Tensor]) -> list[Tensor]:
         merged[tensor.name] = Tensor(
             name=tensor.name,
             per_channel=known.per_channel or tensor.per_channel,
+            channels_first=known.channels_first or tensor.channels_first,
             moments=known.moments or tensor.moments,
             counts=known.counts or tensor.counts,
         )
     return list(merged.values())
 
 
-def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor], folder: Path) -> Observation:
+def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor]) -> Observation:
     unique = _merged(tensors)
-    outputs = [*(tensor.name for tensor in unique), OUTPUT_NAME]
-    # By way of a file, since ONNX Runtime keeps the bytes of a model that it is handed.
-    path = folder / OBSERVED_NAME
-    path.write_bytes(with_outputs(model, outputs))
-    backend = OnnxRuntimeBackend(path, outputs=outputs, threads=1)
-    path.unlink()
+    own = [str(value.name) for value in model.graph.outputs]
+    wanted = list(dict.fromkeys([*(tensor.name for tensor in unique), *own]))
+    backend = session(with_outputs(model, wanted), outputs=wanted, threads=1)
     count = len(work.images.files)
-    return observe(backend, unique, _batches(work), count + _copies(work, count), work.progress)
+    return observe(backend, unique, own, _batches(work), count + _copies(work, count), work.progress)
 
 
 def _batches(work: Calibration) -> Iterator[Batch]:
@@ -276,9 +281,28 @@ def _scores(
     if not changes:
         return {}
     path = _folded(work, model.clone(), changes, folder / OBSERVED_NAME)
-    exact = _difference(work, path, seen.first_logits) <= FOLD_LIMIT
-    path.unlink()
+    exact = _difference(work, path, seen.first_outputs) <= FOLD_LIMIT
+    remove(path)
     return dict(zip(folds, chosen, strict=True)) if exact else {}
+
+
+def _equalized(
+    work: Calibration, model: ir.Model, wanted: _Folds, seen: Observation, folder: Path
+) -> tuple[ir.Model, Path, _Folds]:
+    """The float graph with as many of the folds as leave its function alone, its file, and those folds.
+
+    A v that something besides the projection reads cannot be scaled, and a network that amplifies float32's own rounding
+    shows every change. All folds are tried first, then those that reach no further than the next node, then none.
+    """
+    near = {fold: best for fold, best in wanted.layers.items() if fold.kind in NEAR}
+    attempts = [wanted, _Folds(layers=near, scores={})]
+    for folds in attempts:
+        changes = folds.changes()
+        folded = model.clone()
+        path = _folded(work, folded, changes, folder / FOLDED_NAME)
+        if not changes or _difference(work, path, seen.first_outputs) <= FOLD_LIMIT:
+            return folded, path, folds
+    return model, _folded(work, model, [], folder / FOLDED_NAME), _Folds(layers={}, scores={})
 
 
 def _folded(work: Calibration, model: ir.Model, changes: Sequence[ChannelFold], path: Path) -> Path:
@@ -287,20 +311,24 @@ def _folded(work: Calibration, model: ir.Model, changes: Sequence[ChannelFold], 
         apply(model, FoldChannels(changes))
         save(model, path)
     else:
-        shutil.copyfile(work.model.path, path)
+        copy(work.model.path, path)
     return path
 
 
-def _difference(work: Calibration, path: Path, before: NDArray[np.float32]) -> float:
-    """Largest change of a logit of the first images, as a share of the largest; `before` is what the float graph computed.
+def _difference(work: Calibration, path: Path, before: Outputs) -> float:
+    """Largest change of an output for the first images, as a share of its largest value; `before` is what the float graph
+    computed.
 
     Infinite if the graph computes NaN.
     """
     backend, size = OnnxRuntimeBackend(path, threads=1), work.model.batch.minimum
-    count = min(-(-CHECKED_IMAGES // size) * size, len(before))
-    before = before[:count]
-    after = np.concatenate(_each(lambda start: backend.run(_images(work, start)), range(0, count, size)))
-    share = float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-30))
+    count = min(-(-CHECKED_IMAGES // size) * size, *map(len, before.values()))
+    after = join(_each(lambda start: backend.run(_images(work, start)), range(0, count, size)))
+    shares = [
+        float(np.abs(after[name] - values[:count]).max() / max(float(np.abs(values[:count]).max()), 1e-30))
+        for name, values in before.items()
+    ]
+    share = float(np.max(shares))
     return share if np.isfinite(share) else float("inf")
 
 
@@ -319,7 +347,7 @@ def _groups(
         equalizations: By node, of those that have one.
     """
     members: dict[str, list[Site]] = {}
-    for site in find_sites(folded.graph, work.settings):
+    for site in find_sites(folded.graph, work.settings, convolutions=work.cpu is None):
         members.setdefault(site.activation, []).append(site)
     pairs = []
     for group in members.values():
@@ -401,7 +429,7 @@ def _points(work: Calibration, graph: ir.Graph) -> tuple[Point, ...]:
     return points
 
 
-def _inputs(work: Calibration, folded: ir.Model, folder: Path) -> tuple[tuple[QuantizedInput, ...], Mapping[str, float]]:
+def _inputs(work: Calibration, folded: ir.Model) -> tuple[tuple[QuantizedInput, ...], Mapping[str, float]]:
     """The further tensors of placements B and C, observed in a second pass over the folded graph.
 
     With the SQNR in dB that rounding leaves them, by group: the least of a group's inputs.
@@ -411,7 +439,7 @@ def _inputs(work: Calibration, folded: ir.Model, folder: Path) -> tuple[tuple[Qu
         return (), {}
     with threadpool_limits(1):
         tensors = [Tensor(name=point.tensor, per_channel=False) for point in points]
-        seen = _observe(work, folded, tensors, folder).activations
+        seen = _observe(work, folded, tensors).activations
     inputs: list[QuantizedInput] = []
     decibels: dict[str, float] = {}
     for point in points:

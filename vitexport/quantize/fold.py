@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from vitexport.quantize.observe import with_outputs
 from vitexport.quantize.place import Point, Site, scores_of
+from vitexport.rewrites import session
 from vitexport.rewrites.fold_channels import ChannelFold
 from vitexport.rewrites.graph import Vector, add_constant, bias_index, constant, make_node, only_consumer, operand
-from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 Kind = Literal["norm", "value", "product", "after"]
 
@@ -114,15 +114,15 @@ def find_folds(model: ir.Model, sites: Sequence[Site], image: NDArray[np.float32
 
     Args:
         model: The float model; it is not changed.
-        sites: Linear layers, of which those that read channels of a last axis are looked at.
+        sites: Linear layers; behind what a pointwise Conv reads only a shift is taken off.
         image: float32 [n, 3, height, width], as the graph takes it, to follow channels through the attention.
     """
     nodes = {str(node.name): node for node in model.graph}
     groups: dict[str, list[Site]] = {}
+    folds: list[Fold] = _behind([site for site in sites if site.channels_first])
     for site in sites:
-        if site.per_channel:
+        if site.per_channel and not site.channels_first:
             groups.setdefault(_origin(operand(nodes[site.node], 0)).name or "", []).append(site)
-    folds: list[Fold] = []
     unknown: list[list[Site]] = []
     for members in groups.values():
         producer = _origin(operand(nodes[members[0].node], 0)).producer()
@@ -417,7 +417,7 @@ def _replaced(
     nodes = {str(node.name): node for node in copy.graph}
     for name, columns in values.items():
         _replace_result(copy.graph, nodes[name], columns)
-    backend = OnnxRuntimeBackend(with_outputs(copy, tensors), exact=True, threads=1, outputs=tensors)
+    backend = session(with_outputs(copy, tensors), exact=True, threads=1, outputs=tensors)
     return dict(zip(tensors, backend.tensors(image), strict=True))
 
 

@@ -17,9 +17,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vitexport.artifacts import Progress
+from vitexport.artifacts import Outputs, Progress
 from vitexport.errors import InputError
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
+from vitexport.runtime.model import join
 
 Rows = NDArray[np.float32]
 
@@ -125,11 +126,11 @@ class Observation:
 
     Attributes:
         activations: By name of the tensor.
-        first_logits: float32 [n, classes], of the first images; as many as were run side by side.
+        first_outputs: The graph's own outputs, for the first images; as many as were run side by side.
     """
 
     activations: Mapping[str, Activation]
-    first_logits: Rows
+    first_outputs: Outputs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +139,15 @@ class Tensor:
 
     Attributes:
         name: Of the tensor.
-        per_channel: Whether its last axis is channels; else it is one pool of values.
+        per_channel: Whether it is seen channel by channel; else it is one pool of values.
+        channels_first: Whether its channels are the second axis, and not the last.
         moments: Whether its second moments are wanted, for rounding that compensates.
         counts: Whether more than its smallest and largest values is wanted.
     """
 
     name: str
     per_channel: bool
+    channels_first: bool = False
     moments: bool = False
     counts: bool = True
 
@@ -222,8 +225,13 @@ class _Gathering:
         )
 
 
-def observe(
-    backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batches: Iterable[Batch], total: int, progress: Progress
+def observe(  # noqa: PLR0913, PLR0917 - what is observed, and of what
+    backend: OnnxRuntimeBackend,
+    tensors: Sequence[Tensor],
+    outputs: Sequence[str],
+    batches: Iterable[Batch],
+    total: int,
+    progress: Progress,
 ) -> Observation:
     """Run every batch and gather what is known of `tensors`.
 
@@ -231,25 +239,26 @@ def observe(
     number of threads. Call it under ``threadpoolctl.threadpool_limits(1)``, which holds for the products that fold.
 
     Args:
-        backend: A float session on one thread, whose outputs are `tensors` in that order, and the logits.
+        backend: A float session on one thread, which returns `tensors` and `outputs`.
         tensors: What to observe.
+        outputs: Names of the graph's own outputs; a layer may read one, which is then observed too.
         batches: Preprocessed images.
         total: Number of images, for progress.
         progress: Told after each chunk.
 
     Raises:
-        InputError: An activation or a logit is NaN or infinite.
+        InputError: An activation or an output is NaN or infinite.
     """
     gatherings = [_Gathering(tensor) for tensor in tensors]
-    first_logits: Rows | None = None
+    first_outputs: Outputs | None = None
     folding: list[Future[None]] = []
     done = 0
     with ThreadPoolExecutor(available_threads()) as pool:
         for chunk in _chunks(batches):
             # The pool still folds the chunk before, while this one's images were read.
-            results = list(pool.map(lambda batch: _rows(backend, tensors, batch), chunk))
-            if first_logits is None:
-                first_logits = np.concatenate([logits for _, logits in results])
+            results = list(pool.map(lambda batch: _rows(backend, tensors, outputs, batch), chunk))
+            if first_outputs is None:
+                first_outputs = join([computed for _, computed in results])
             parts = zip(*(rows for rows, _ in results), strict=True)
             _finish(folding)
             folding = [
@@ -260,10 +269,10 @@ def observe(
             done += sum(len(batch.images) for batch in chunk)
             progress("calibrating", min(done, total), total)
         _finish(folding)
-    if first_logits is None:
+    if first_outputs is None:
         raise InputError("No calibration image was observed.")
     activations = {gathering.tensor.name: gathering.result() for gathering in gatherings}
-    return Observation(activations=activations, first_logits=first_logits)
+    return Observation(activations=activations, first_outputs=first_outputs)
 
 
 def _finish(tasks: Iterable[Future[None]]) -> None:
@@ -279,12 +288,15 @@ def _chunks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         yield [first, *itertools.islice(iterator, more)]
 
 
-def _rows(backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], batch: Batch) -> tuple[list[Rows], Rows]:
-    """The rows that are picked from each of `tensors`, and the logits."""
-    *activations, logits = backend.tensors(batch.images)
-    if not np.isfinite(logits).all():
+def _rows(
+    backend: OnnxRuntimeBackend, tensors: Sequence[Tensor], outputs: Sequence[str], batch: Batch
+) -> tuple[list[Rows], Outputs]:
+    """The rows that are picked from each of `tensors`, and the outputs."""
+    computed = backend.run(batch.images)
+    own = {name: computed[name] for name in outputs}
+    if not all(np.isfinite(values).all() for values in own.values()):
         raise InputError("The float model computes NaN or infinity on a calibration image; it cannot be quantized.")
-    return [_pick(values, tensor, batch) for values, tensor in zip(activations, tensors, strict=True)], logits
+    return [_pick(computed[tensor.name], tensor, batch) for tensor in tensors], own
 
 
 def _rows_of(tensor: Tensor, batch: Batch) -> int:
@@ -300,8 +312,9 @@ def _wanted(tensor: Tensor, chunk: Sequence[Batch]) -> int:
 def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
     """`batch.rows` rows of each image, float32 [n · rows, channels], from positions that differ from image to image."""
     count = len(batch.images)
-    channels = values.shape[-1] if tensor.per_channel else 1
-    tokens = values.reshape(count, -1, channels)
+    channels = (values.shape[1] if tensor.channels_first else values.shape[-1]) if tensor.per_channel else 1
+    by_channel = tensor.per_channel and tensor.channels_first
+    tokens = values.reshape(count, channels, -1).swapaxes(1, 2) if by_channel else values.reshape(count, -1, channels)
     length = tokens.shape[1]
     take = min(_rows_of(tensor, batch), length)
     steps = np.arange(take) * length // take
@@ -310,13 +323,12 @@ def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
     return picked
 
 
-def with_outputs(model: ir.Model, tensors: Sequence[str]) -> bytes:
-    """A copy of `model` that has `tensors` as its outputs and computes nothing else, serialized."""
+def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
+    """A copy of `model` that has `tensors` as its outputs and computes nothing else."""
     copy = model.clone()
     values = {value.name: value for value in copy.graph.inputs}
     values |= {output.name: output for node in copy.graph for output in node.outputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in dict.fromkeys(tensors))
     RemoveUnusedNodesPass()(copy)
-    serialized: bytes = ir.to_proto(copy).SerializeToString()
-    return serialized
+    return copy

@@ -1,15 +1,18 @@
 """A float graph and a `Placement` enter; the layers, and the other tensors, that are quantized leave.
 
 Placement A ("linear"): every MatMul with a constant weight inside the network, which in a Vision Transformer are qkv, proj,
-fc1 and fc2 of each block. Float stay: the residual stream and its Adds, LayerNorm, GELU and its input, softmax, both
-attention MatMuls, biases, and, unless they are asked for, the patch embedding (a Conv) and the head (a Gemm over one token,
-bound by memory at batch 1).
+fc1 and fc2 of each block; and, where blocks are made of convolutions, every Conv that mixes all of its channels. Float stay:
+the residual stream and its Adds, LayerNorm, GELU and its input, softmax, both attention MatMuls, depthwise and grouped
+convolutions (bound by memory), biases, and, unless they are asked for, the patch embedding (the Conv that reads the image)
+and the head (a Gemm over one token, bound by memory at batch 1). A CPU computes the MatMuls in integers, and convolutions in
+float.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +36,8 @@ class Site:
         module: The timm module that it came from.
         activation: Name of the tensor that it reads.
         weight: float32 [in, out]; a Conv's kernel is [in · height · width, out].
-        layout: How the node holds it: ``kn`` [in, out], ``nk`` [out, in], or ``conv`` [out, in, height, width].
+        layout: How the node holds it: ``kn`` [in, out], ``nk`` [out, in], or ``conv`` [out, in, height, width];
+            ``pointwise`` is a Conv of height and width 1, a linear layer over channels.
     """
 
     node: str
@@ -45,8 +49,13 @@ class Site:
 
     @property
     def per_channel(self) -> bool:
-        """Whether the last axis of the activation is what the weight sums over."""
+        """Whether one axis of the activation is what the weight sums over."""
         return self.layout != "conv"
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether that axis is the second one, and not the last."""
+        return self.layout == "pointwise"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,9 +75,11 @@ class Point:
     group: str
 
 
-def find_sites(graph: ir.Graph, settings: QuantSettings) -> tuple[Site, ...]:
-    """The layers that `settings` asks for, in graph order."""
-    return tuple(site for site in _layers(graph, settings) if settings.wants(site.module))
+def find_sites(graph: ir.Graph, settings: QuantSettings, *, convolutions: bool = True) -> tuple[Site, ...]:
+    """The layers that `settings` asks for, in graph order; no Conv without `convolutions`."""
+    return tuple(
+        site for site in _layers(graph, settings) if settings.wants(site.module) and (convolutions or site.op_type != "Conv")
+    )
 
 
 def linear_sites(graph: ir.Graph) -> tuple[Site, ...]:
@@ -77,14 +88,14 @@ def linear_sites(graph: ir.Graph) -> tuple[Site, ...]:
 
 
 def _layers(graph: ir.Graph, settings: QuantSettings) -> Iterator[Site]:
-    logits = graph.outputs[0].name
+    ends = {str(value.name) for value in graph.outputs}
     for node in graph:
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             continue
         weight = constant(node.inputs[1])
         if weight is None or weight.dtype != np.float32 or constant(node.inputs[0]) is not None:
             continue
-        wanted, layout, matrix = _classify(node, weight, settings, logits)
+        wanted, layout, matrix = _classify(node, weight, settings, ends)
         if wanted:
             yield Site(
                 node=str(node.name),
@@ -97,13 +108,16 @@ def _layers(graph: ir.Graph, settings: QuantSettings) -> Iterator[Site]:
 
 
 def _classify(
-    node: ir.Node, weight: NDArray[np.float32], settings: QuantSettings, logits: str | None
+    node: ir.Node, weight: NDArray[np.float32], settings: QuantSettings, ends: Collection[str]
 ) -> tuple[bool, str, NDArray[np.float32]]:
     """Whether a layer is asked for, the layout of its weight, and the weight as [in, out]."""
     if node.op_type == "Conv":
         is_patch = operand(node, 0).producer() is None
-        return settings.placement.patch and is_patch, "conv", weight.reshape(weight.shape[0], -1).T
-    is_head = node.op_type == "Gemm" or any(output.name == logits for output in node.outputs)
+        mixes_all = "group" not in node.attributes or node.attributes["group"].as_int() == 1
+        padded = "pads" in node.attributes and any(node.attributes["pads"].as_ints())
+        layout = "conv" if is_patch or padded or math.prod(weight.shape[2:]) > 1 else "pointwise"
+        return (settings.placement.patch if is_patch else mixes_all), layout, weight.reshape(weight.shape[0], -1).T
+    is_head = node.op_type == "Gemm" or any(output.name in ends for output in node.outputs)
     if weight.ndim != 2:
         return False, "kn", weight
     if node.op_type == "MatMul":

@@ -6,18 +6,26 @@ Each is an `onnx_ir.passes.InPlacePass` that states what it needs in ``requires`
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassError, Sequential
 
+from vitexport.artifacts import data_file
 from vitexport.errors import ToolchainError
+from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 # Types that NumPy has itself; the others are left to the message.
 _PLAIN = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64)
 
-__all__ = ["InPlacePass", "apply", "load", "save"]
+# ONNX files are protobuf messages, which end at 2 GB; less room for the graph itself.
+LARGEST_FILE = 2**31 - 2**24
+
+__all__ = ["InPlacePass", "apply", "copy", "load", "move", "remove", "save", "session", "weight_bytes", "write"]
 
 
 def apply(model: ir.Model, *rewrites: InPlacePass) -> None:
@@ -38,8 +46,8 @@ def apply(model: ir.Model, *rewrites: InPlacePass) -> None:
 
 
 def load(path: Path) -> ir.Model:
-    """Read an ONNX file that `save` wrote."""
-    model = ir.from_proto(onnx.load(path))
+    """Read an ONNX file that `save` wrote; weights in a file beside it stay on disk until they are looked at."""
+    model = ir.load(path)
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype in _PLAIN:
@@ -51,15 +59,76 @@ def load(path: Path) -> ir.Model:
 def save(model: ir.Model, path: Path) -> None:
     """Write `model`, checked by ONNX, in the IR version that its opset came with.
 
+    Weights beyond what one ONNX file holds go to a file of the same name with ``.data`` behind it, which the graph names.
+
     Raises:
         ToolchainError: ONNX's checker refuses the graph.
     """
     opset = model.graph.opset_imports[""]
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.producer_name, model.producer_version = "vitexport", None
-    data = ir.to_proto(model).SerializeToString(deterministic=True)
     try:
-        onnx.checker.check_model(data)
+        if weight_bytes(model) > LARGEST_FILE:
+            write(model, path)
+            onnx.checker.check_model(str(path))
+        else:
+            data = _serialized(model)
+            onnx.checker.check_model(data)
+            path.write_bytes(data)
     except onnx.checker.ValidationError as error:
         raise ToolchainError(f"ONNX's checker refuses the graph written to {path.name}: {error}") from error
-    path.write_bytes(data)
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """Write `model` as it is, unchecked, with its weights beside it where one file would not hold them."""
+    if weight_bytes(model) > LARGEST_FILE:
+        ir.save(model, path, external_data=data_file(path).name)
+    else:
+        path.write_bytes(_serialized(model))
+
+
+def _serialized(model: ir.Model) -> bytes:
+    """`model` as one message; weights that are still in a file beside another graph are taken into it."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all constants."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copy an ONNX file; the graph of one with its weights beside it names that file, and is written anew."""
+    if data_file(source).exists():
+        save(load(source), path)
+    else:
+        shutil.copyfile(source, path)
+
+
+def move(source: Path, path: Path) -> None:
+    """Give an ONNX file another name."""
+    if data_file(source).exists():
+        save(load(source), path)
+        remove(source)
+    else:
+        source.rename(path)
+
+
+def remove(path: Path) -> None:
+    """Delete an ONNX file, and its weights beside it."""
+    path.unlink(missing_ok=True)
+    data_file(path).unlink(missing_ok=True)
+
+
+def session(
+    model: ir.Model, *, outputs: Sequence[str] | None = None, threads: int | None = None, exact: bool = False
+) -> OnnxRuntimeBackend:
+    """`model` loaded in ONNX Runtime, by way of a file: it keeps the bytes of a model that it is handed."""
+    with tempfile.TemporaryDirectory(prefix="vitexport-") as folder:
+        path = Path(folder) / "graph.onnx"
+        write(model, path)
+        return OnnxRuntimeBackend(path, outputs=outputs, threads=threads, exact=exact)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from vitexport.rewrites.float16 import float16_constants
+from vitexport.rewrites.float16 import float16_constants, own_constants
 from vitexport.rewrites.graph import cast
 
 
@@ -22,7 +22,7 @@ class EmulateFloat16(InPlacePass):
     """Round every float32 initializer and tensor to float16.
 
     Args:
-        wide: Names of nodes whose results stay float32, as a weakly typed engine is told to keep them.
+        wide: Names of nodes that stay float32. What one of them hands to another is not rounded; what others read is.
     """
 
     def __init__(self, wide: Collection[str] = ()) -> None:
@@ -31,14 +31,15 @@ class EmulateFloat16(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Round constants, the input, and what each node computes."""
         graph = model.graph
-        for value, array in float16_constants(graph):
+        own_constants(graph, self.wide)
+        for value, array in float16_constants(graph, self.wide):
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
         nodes = list(graph)
-        _round(graph, graph.inputs[0], after=None)
+        _round(graph, graph.inputs[0], (), after=None)
         for node in nodes:
             for output in node.outputs:
-                if output.dtype in (ir.DataType.FLOAT, None) and node.op_type != "Shape" and node.name not in self.wide:
-                    _round(graph, output, after=node)
+                if output.dtype in (ir.DataType.FLOAT, None) and node.op_type != "Shape":
+                    _round(graph, output, self.wide if node.name in self.wide else (), after=node)
         return PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
@@ -48,19 +49,22 @@ class EmulateFloat16(InPlacePass):
             raise PostconditionError("a tensor is left in float16")
 
 
-def _round(graph: ir.Graph, value: ir.Value, after: ir.Node | None) -> None:
-    """Put Cast → Cast behind `value`; whoever read it reads the rounded one."""
-    readers = [use for use in value.uses() if use.node.op_type != "Shape"]
+def _round(graph: ir.Graph, value: ir.Value, wide: Collection[str], after: ir.Node | None) -> None:
+    """Put Cast → Cast behind `value`; whoever read it, but for nodes called in `wide`, reads the rounded one."""
+    readers = [use for use in value.uses() if use.node.op_type != "Shape" and use.node.name not in wide]
+    is_output = value.is_graph_output() and not wide
+    if not readers and not is_output:
+        return
     narrow = cast(value, ir.DataType.FLOAT16, f"{value.name}/narrow")
-    wide = cast(narrow.outputs[0], ir.DataType.FLOAT, f"{value.name}/wide")
+    back = cast(narrow.outputs[0], ir.DataType.FLOAT, f"{value.name}/wide")
     for use in readers:
-        use.node.replace_input_with(use.idx, wide.outputs[0])
+        use.node.replace_input_with(use.idx, back.outputs[0])
     if after is None:
-        graph.insert_before(graph[0], [narrow, wide])
+        graph.insert_before(graph[0], [narrow, back])
     else:
-        graph.insert_after(after, [narrow, wide])
+        graph.insert_after(after, [narrow, back])
     for index, output in enumerate(graph.outputs):
-        if output is value:
+        if output is value and is_output:
             name, value.name = value.name, f"{value.name}/unrounded"
-            wide.outputs[0].name = name
-            graph.outputs[index] = wide.outputs[0]
+            back.outputs[0].name = name
+            graph.outputs[index] = back.outputs[0]

@@ -37,7 +37,7 @@ class ChannelFold:
         kind: ``norm``, ``value``, ``product`` or ``after``, as `vitexport.quantize.fold` explains them.
         producer: Name of the node that takes them; for ``after`` the name of the tensor.
         columns: Column of the producer's weight by channel, for ``value`` and ``product``.
-        layers: Names of the MatMuls that read the tensor; none for q and k.
+        layers: Names of the MatMuls, or for ``after`` pointwise Convs, that read the tensor; none for q and k.
         scale: float64 [channels], positive.
         shift: float64 [channels].
     """
@@ -104,10 +104,12 @@ def _columns(graph: ir.Graph, node: ir.Node, fold: ChannelFold) -> None:
 def _undo(graph: ir.Graph, node: ir.Node, fold: ChannelFold) -> None:
     weight = float64(node, 1)
     transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-    matrix = weight.T if transposed else weight
+    # A Conv of height and width 1 is a linear layer that holds [out, in, 1, 1].
+    transposed = transposed or node.op_type == "Conv"
+    matrix = weight.reshape(weight.shape[:2]).T if transposed else weight
     correction = fold.shift @ matrix
     scaled = matrix * fold.scale[:, None]
-    give_constant(graph, node, 1, scaled.T if transposed else scaled)
+    give_constant(graph, node, 1, (scaled.T if transposed else scaled).reshape(weight.shape))
     change_bias(graph, node, matrix.shape[1], lambda bias: bias + correction)
 
 

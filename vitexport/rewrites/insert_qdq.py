@@ -38,7 +38,8 @@ class QuantizedLinear:
         activation_scale: Positive; with `activation_zero_point` of type uint8 or int8 (0 for TensorRT).
         weight: int8 [in, out].
         weight_scale: float32 [out], positive; weight ≈ weight · weight_scale.
-        layout: How the node holds its weight: ``kn`` [in, out], ``nk`` [out, in] or ``conv`` [out, in, height, width].
+        layout: How the node holds its weight: ``kn`` [in, out], ``nk`` [out, in], ``conv`` or ``pointwise`` [out, in,
+            height, width].
         bias_change: float64 [out] to add to the layer's bias, or None.
     """
 
@@ -167,7 +168,7 @@ def _weight(graph: ir.Graph, node: ir.Node, layer: QuantizedLinear) -> ir.Value:
     old = operand(node, 1)
     name = f"{old.name}"
     held = np.ascontiguousarray(layer.weight if layer.layout == "kn" else layer.weight.T)
-    if layer.layout == "conv" and (array := constant(old)) is not None:
+    if layer.layout in ("conv", "pointwise") and (array := constant(old)) is not None:
         held = held.reshape(array.shape)
     int8 = add_constant(graph, f"{name}.int8", held)
     constants = _pair_constants(graph, name, layer.weight_scale, np.zeros(layer.weight_scale.shape, np.int8))

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.artifacts import INPUT_NAME
 from vitexport.rewrites.graph import unique_name
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
@@ -21,15 +21,25 @@ class ModuleNames(InPlacePass):
 
     Args:
         modules: Names of all modules of the live model; the innermost one in a node's scope names the node.
+        prefix: What all names of modules and parameters begin with, and lose.
     """
 
-    def __init__(self, modules: Collection[str]) -> None:
+    def __init__(self, modules: Collection[str], prefix: str = "") -> None:
         self.modules = frozenset(modules)
+        self.prefix = prefix
+        self._interface: tuple[list[str], list[str]] = ([], [])
 
     def call(self, model: ir.Model) -> PassResult:
         """Rename in graph order, so that the same model always gets the same names."""
         graph = model.graph
-        taken: set[str] = set(graph.initializers) | {INPUT_NAME, OUTPUT_NAME}
+        outputs = {str(value.name) for value in graph.outputs}
+        self._interface = ([INPUT_NAME], [str(value.name) for value in graph.outputs])
+        for name, value in list(graph.initializers.items()):
+            if self.prefix and name.startswith(self.prefix):
+                del graph.initializers[name]
+                value.name = name.removeprefix(self.prefix)
+                graph.register_initializer(value)
+        taken: set[str] = {*graph.initializers, INPUT_NAME, *outputs}
         for node in graph:
             module = self._module(node)
             node.name = unique_name(f"{module}/{node.op_type}" if module else node.op_type, taken)
@@ -47,12 +57,13 @@ class ModuleNames(InPlacePass):
         if len(set(names)) != len(names):
             raise PostconditionError("two nodes have the same name")
         interface = ([value.name for value in model.graph.inputs], [value.name for value in model.graph.outputs])
-        if interface != ([INPUT_NAME], [OUTPUT_NAME]):
-            raise PostconditionError(f"inputs and outputs are {interface}, expected [image] and [logits]")
+        if interface != self._interface:
+            raise PostconditionError(f"inputs and outputs are {interface}, expected {self._interface}")
 
     def _module(self, node: ir.Node) -> str:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES_KEY, "[]"))
-        return next((scope for scope in reversed(scopes) if scope and scope in self.modules), "")
+        known = [scope for scope in scopes if scope in self.modules and scope.startswith(self.prefix)]
+        return known[-1].removeprefix(self.prefix) if known else ""
 
 
 def _name_constants(graph: ir.Graph, node: ir.Node, module: str, taken: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""A verified bundle and pictures enter; logits, probabilities and labels leave."""
+"""A verified bundle and pictures enter; the model's outputs, probabilities and labels leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange
+from vitexport.artifacts import BatchRange, Outputs
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
 from vitexport.preprocess import ImageLike, preprocess
@@ -25,21 +25,33 @@ class Prediction:
     """What the model says of one or more pictures.
 
     Attributes:
-        logits: float32 [n, classes].
-        class_names: In the order of the logits; their numbers as text where the bundle has no names.
+        outputs: All that the model computed, by name of the output: float32 [n, …].
+        class_names: In the order of the logits, their numbers as text where the bundle has no names; empty where the model
+            names no classes.
     """
 
-    logits: NDArray[np.float32]
-    class_names: tuple[str, ...]
+    outputs: Outputs
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """float32 [n, classes].
+
+        Raises:
+            UsageError: The model has no such output.
+        """
+        return self._output("logits")
 
     @property
     def labels(self) -> tuple[str, ...]:
         """For each picture the name of its likeliest class."""
-        return tuple(self.class_names[index] for index in self.logits.argmax(axis=1))
+        return tuple(self.class_names[index] for index in self._scores().argmax(axis=1))
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the logits, float32 [n, classes]; each row sums to 1."""
+        """Softmax of the logits, or what the model computed in their place; float32 [n, classes], each row sums to 1."""
+        if "probabilities" in self.outputs:
+            return self.outputs["probabilities"]
         shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
         result: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
         return result
@@ -48,11 +60,21 @@ class Prediction:
         """For each picture the `count` likeliest labels with their probabilities, likeliest first."""
         probabilities = self.probabilities
         # By logits: softmax can round two of them to the same probability.
-        order = np.argsort(-self.logits, axis=1, kind="stable")[:, :count]
+        order = np.argsort(-self._scores(), axis=1, kind="stable")[:, :count]
         return [
             [(self.class_names[index], float(row[index])) for index in best]
             for row, best in zip(probabilities, order, strict=True)
         ]
+
+    def _scores(self) -> NDArray[np.float32]:
+        """What ranks the classes."""
+        given = self.outputs.get("probabilities")
+        return self.logits if given is None else given
+
+    def _output(self, name: str) -> NDArray[np.float32]:
+        if name not in self.outputs:
+            raise UsageError(f"The model has no output {name}; it has {', '.join(self.outputs)}.")
+        return self.outputs[name]
 
 
 class Model:
@@ -78,7 +100,7 @@ class Model:
         return self.bundle.manifest
 
     def predict(self, images: ImageLike | Sequence[ImageLike]) -> Prediction:
-        """Classify one picture, or several.
+        """Run one picture, or several.
 
         Args:
             images: A path, a Pillow image or a uint8 array [height, width, 3]; or a list of these.
@@ -89,10 +111,10 @@ class Model:
         several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         if not several:
             raise InputError("No images were given; expected one or more.")
-        return self._prediction(np.concatenate(list(self._logits(several))))
+        return self._prediction(join(list(self._parts(several))))
 
     def predict_tensor(self, tensor: NDArray[np.float32]) -> Prediction:
-        """Classify what `vitexport.preprocess.preprocess` made: float32 [n, 3, height, width].
+        """Run what `vitexport.preprocess.preprocess` made: float32 [n, 3, height, width].
 
         Raises:
             InputError: Another shape.
@@ -102,35 +124,42 @@ class Model:
             raise InputError(f"Input has shape {tensor.shape}; expected [n, 3, {spec.height}, {spec.width}], n >= 1.")
         return self._prediction(run_in_batches(self.backend, tensor, self.manifest.batch))
 
-    def _logits(self, images: Sequence[Any]) -> Iterator[NDArray[np.float32]]:
-        """Logits batch by batch: no more preprocessed pictures are held than one call of the engine takes."""
+    def _parts(self, images: Sequence[Any]) -> Iterator[Outputs]:
+        """Outputs batch by batch: no more preprocessed pictures are held than one call of the engine takes."""
         size = self.manifest.batch.maximum
         for start in range(0, len(images), size):
             part = [preprocess(image, self.manifest.preprocess) for image in images[start : start + size]]
             yield run_in_batches(self.backend, np.stack(part), self.manifest.batch)
 
-    def _prediction(self, logits: NDArray[np.float32]) -> Prediction:
-        if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
-            raise ToolchainError(
-                f"{self.backend.description} computed NaN or infinity for {bad} of {len(logits)} images. "
-                "Run vitexport validate on this machine; do not use its predictions."
-            )
-        names = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes))
-        return Prediction(logits=logits, class_names=names)
+    def _prediction(self, outputs: Outputs) -> Prediction:
+        for name, values in outputs.items():
+            if bad := int((~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum()):
+                raise ToolchainError(
+                    f"{self.backend.description} computed NaN or infinity in {name} of {bad} of {len(values)} images. "
+                    "Run vitexport validate on this machine; do not use its predictions."
+                )
+        names = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes or 0))
+        return Prediction(outputs=outputs, class_names=names)
 
 
-def run_in_batches(backend: Backend, tensor: NDArray[np.float32], batch: BatchRange) -> NDArray[np.float32]:
-    """Logits of any number of images from an artifact that takes `batch`: cut at the maximum, filled to the minimum.
+def join(parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of several batches, one behind another."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    A last batch below the minimum is filled with its own last image, whose extra logits are dropped.
+
+def run_in_batches(backend: Backend, tensor: NDArray[np.float32], batch: BatchRange) -> Outputs:
+    """Outputs of any number of images from an artifact that takes `batch`: cut at the maximum, filled to the minimum.
+
+    A last batch below the minimum is filled with its own last image, whose extra outputs are dropped.
     """
     results = []
     for start in range(0, len(tensor), batch.maximum):
         part = tensor[start : start + batch.maximum]
         lacking = max(batch.minimum - len(part), 0)
         filled = np.concatenate([part, np.repeat(part[-1:], lacking, axis=0)]) if lacking else part
-        results.append(backend.run(np.ascontiguousarray(filled))[: len(part)])
-    return np.concatenate(results)
+        outputs = backend.run(np.ascontiguousarray(filled))
+        results.append({name: values[: len(part)] for name, values in outputs.items()})
+    return join(results)
 
 
 def load(

@@ -40,17 +40,21 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
     pixels, reference = model.bundle.golden()
     built = model.bundle.report().measurements
     progress("golden inputs")
-    logits = run_in_batches(model.backend, normalize(pixels, model.manifest.preprocess), model.manifest.batch)
+    outputs = run_in_batches(model.backend, normalize(pixels, model.manifest.preprocess), model.manifest.batch)
     where = model.backend.description
-    built_db = built.get("golden", {}).get("sqnr_db")
-    if built_db is None:
+    specs, at_build = model.manifest.outputs, built.get("golden", {})
+    if "outputs" not in at_build:
         check = skipped("golden", "the bundle's own golden figures are absent: its build computed NaN or infinity")
         figures: dict[str, Any] = {}
     else:
-        check, figures = golden(reference, logits, float(built_db), name="golden", where=where)
+        check, figures = golden(reference, outputs, at_build, specs=specs, name="golden", where=where)
     checks = [check]
     measurements: dict[str, Any] = {"golden": figures, "runtime": where}
-    if data is None:
+    if model.manifest.num_classes is None:
+        if data is not None:
+            raise UsageError(f"--data: {title(model)} names no classes, so it has no accuracy; leave --data out.")
+        checks.append(skipped("accuracy", "the model names no classes"))
+    elif data is None:
         checks.append(skipped("accuracy", "no labelled images were given (--data DIR)"))
     else:
         check, measurements["accuracy"] = _accuracy(model, data, built.get("accuracy", {}), max_drop, progress)
@@ -72,7 +76,7 @@ def _accuracy(
     labels = data.labels
     if labels is None:
         return skipped("accuracy", "the images have no labels"), {}
-    logits = evaluate(model, data, progress)
+    logits = classify(model, data, progress)
     top1 = float(metrics.in_top(logits, labels, 1).mean() * 100)
     top5 = float(metrics.in_top(logits, labels, 5).mean() * 100)
     figures: dict[str, Any] = {
@@ -93,13 +97,14 @@ def _accuracy(
     return skipped("accuracy", message), figures
 
 
-def evaluate(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.float32]:
-    """Logits of every picture of `data`, float32 [n, classes]."""
+def classify(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.float32]:
+    """What names the class of every picture of `data`, float32 [n, classes]; other outputs are not kept."""
+    named = next(output.name for output in model.manifest.outputs if output.names_classes)
     size = max(model.manifest.batch.optimum, min(DEVICE_BATCH, model.manifest.batch.maximum))
     parts = []
     done = 0
     for images in data.batches(model.manifest.preprocess, size):
-        parts.append(run_in_batches(model.backend, images, model.manifest.batch))
+        parts.append(run_in_batches(model.backend, images, model.manifest.batch)[named])
         done += len(images)
         progress("classifying", done, len(data.files))
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Logits of a reference and of a candidate enter; figures of agreement and accuracy leave. Pure arithmetic."""
+"""Outputs of a reference and of a candidate enter; figures of agreement and accuracy leave. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def relative_error(reference: NDArray[np.float32], candidate: NDArray[np.float32
 
 
 def sqnr_db(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Signal to quantization noise ratio over all logits in decibels, at most `HIGHEST_SQNR_DB`; NaN if not finite."""
+    """Signal to quantization noise ratio over all values in decibels, at most `HIGHEST_SQNR_DB`; NaN if not finite."""
     wide = reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
         signal, noise = float((wide**2).sum()), float(((candidate - wide) ** 2).sum())
@@ -33,8 +33,8 @@ def sqnr_db(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> f
 
 
 def cosine(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Mean over the images of the cosine between the two logits vectors."""
-    wide, other = reference.astype(np.float64), candidate.astype(np.float64)
+    """Mean over the images of the cosine between the two outputs, each taken as one vector."""
+    wide, other = (values.astype(np.float64).reshape(len(values), -1) for values in (reference, candidate))
     lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.mean((wide * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)))
 

@@ -1,19 +1,20 @@
-"""Logits of PyTorch and of a candidate enter; the checks that say whether the candidate may ship leave."""
+"""Outputs of PyTorch and of a candidate enter; the checks that say whether the candidate may ship leave."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitexport.artifacts import Outputs, OutputSpec
 from vitexport.report import Check, at_least, at_most
 from vitexport.validate import metrics
 
 PARITY_LIMIT = 1e-4
-# Golden logits may be this much noisier than when the bundle was built (twice the error), and need no more than the
+# Golden outputs may be this much noisier than when the bundle was built (twice the error), and need no more than the
 # ceiling: what computes in TF32 or sums in another order is not wrong.
 GOLDEN_SLACK_DB = 6.0
 GOLDEN_CEILING_DB = 50.0
@@ -26,10 +27,12 @@ class Budget:
     Attributes:
         max_drop: Top-1 drop in percentage points, where there are labels.
         min_agreement: Top-1 agreement with PyTorch in percent, where there are none.
+        min_cosine: Cosine with PyTorch, of each output that names no classes.
     """
 
-    max_drop: float
-    min_agreement: float
+    max_drop: float = 1.0
+    min_agreement: float = 99.0
+    min_cosine: float = 0.99
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,93 +48,142 @@ class Numerics:
         return all(check.status != "failed" for check in self.checks)
 
 
-def parity(references: Sequence[NDArray[np.float32]], results: Sequence[NDArray[np.float32]]) -> Check:
+def parity(references: Sequence[Outputs], results: Sequence[Outputs]) -> Check:
     """The float ONNX model against PyTorch, one entry for each batch size."""
-    errors = [metrics.relative_error(*pair) for pair in zip(references, results, strict=True)]
-    sizes = ", ".join(str(len(result)) for result in results)
+    errors = [
+        metrics.relative_error(reference[name], result[name])
+        for reference, result in zip(references, results, strict=True)
+        for name in reference
+    ]
+    sizes = ", ".join(str(len(next(iter(result.values())))) for result in results)
     # A NaN must win over every number, and max() would lose it.
     worst = float(np.max(errors))
+    names = list(references[0])
+    what = (
+        "logit" if names == ["logits"] else f"value of {' and '.join(names)}" if len(names) < 3 else "value of each output"
+    )
     return at_most(
         "export_parity",
         worst,
         PARITY_LIMIT,
-        f"float ONNX against PyTorch at batch {sizes}: largest error {worst:.1e} of the largest logit",
+        f"float ONNX against PyTorch at batch {sizes}: largest error {worst:.1e} of the largest {what}",
         "ratio",
     )
 
 
-def compare(
-    reference: NDArray[np.float32],
-    candidate: NDArray[np.float32],
+def compare(  # noqa: PLR0913 - the two sides, and all that decides how they are judged
+    reference: Outputs,
+    candidate: Outputs,
     labels: NDArray[np.int64] | None,
     budget: Budget,
     *,
+    specs: Sequence[OutputSpec],
     where: str,
 ) -> Numerics:
-    """Hold a candidate's logits against PyTorch's.
+    """Hold a candidate's outputs against PyTorch's.
 
     Args:
-        reference: PyTorch's logits, float32 [n, classes].
-        candidate: float32 [n, classes], for the same images.
+        reference: PyTorch's, float32 [n, …] each.
+        candidate: For the same images.
         labels: int64 [n], or None.
         budget: What is allowed.
-        where: What computed the candidate's logits and on which images, for the messages.
+        specs: The model's outputs. One that names classes is judged by its top-1, all others by their cosine.
+        where: What computed the candidate's outputs and on which images, for the messages.
     """
     if broken := _not_finite(reference, candidate, name="finite", where=where):
-        return Numerics(checks=(broken,), figures={"images": len(reference)})
-    figures = _figures(reference, candidate)
-    if labels is None:
-        measured = figures["agreement_percent"]
-        message = f"same top-1 as PyTorch on {measured:.2f} % of {len(reference)} images ({where})"
-        return Numerics(checks=(at_least("agreement", measured, budget.min_agreement, message, "percent"),), figures=figures)
-    result = metrics.accuracy(reference, candidate, labels)
-    figures |= dataclasses.asdict(result)
-    message = (
-        f"top-1 {result.candidate_top1:.2f} %, PyTorch {result.reference_top1:.2f} %, drop {result.drop:+.2f} points "
-        f"(95 % interval {result.drop_low:+.2f} to {result.drop_high:+.2f}) on {result.images} images ({where})"
-    )
-    return Numerics(checks=(at_most("accuracy", result.drop, budget.max_drop, message, "points"),), figures=figures)
+        return Numerics(checks=(broken,), figures={"images": _count(reference)})
+    figures = _figures(reference, candidate, specs)
+    checks = []
+    for spec in specs:
+        one, other = reference[spec.name], candidate[spec.name]
+        if not spec.names_classes:
+            checks.append(_close_in_cosine(spec.name, figures["outputs"][spec.name]["cosine"], budget, where))
+        elif labels is None:
+            measured = figures["agreement_percent"]
+            message = f"same top-1 as PyTorch on {measured:.2f} % of {len(one)} images ({where})"
+            checks.append(at_least("agreement", measured, budget.min_agreement, message, "percent"))
+        else:
+            result = metrics.accuracy(one, other, labels)
+            figures |= dataclasses.asdict(result)
+            message = (
+                f"top-1 {result.candidate_top1:.2f} %, PyTorch {result.reference_top1:.2f} %, drop {result.drop:+.2f} "
+                f"points (95 % interval {result.drop_low:+.2f} to {result.drop_high:+.2f}) on {result.images} images "
+                f"({where})"
+            )
+            checks.append(at_most("accuracy", result.drop, budget.max_drop, message, "points"))
+    return Numerics(checks=tuple(checks), figures=figures)
 
 
-def golden(
-    reference: NDArray[np.float32], candidate: NDArray[np.float32], built_db: float, *, name: str, where: str
+def golden(  # noqa: PLR0913 - as `compare`, and the name of the check
+    reference: Outputs, candidate: Outputs, built: Mapping[str, Any], *, specs: Sequence[OutputSpec], name: str, where: str
 ) -> tuple[Check, dict[str, Any]]:
-    """The golden inputs' logits against PyTorch's, held to what was found when the bundle was built.
+    """The golden inputs' outputs against PyTorch's, held to what was found when the bundle was built.
 
     Args:
-        reference: PyTorch's logits, float32 [n, classes].
+        reference: PyTorch's, float32 [n, …] each.
         candidate: From the artifact that ships, on this machine.
-        built_db: SQNR of the same comparison at build time.
+        built: Figures of the same comparison at build time.
+        specs: The model's outputs.
         name: Of the check.
-        where: What computed the candidate's logits.
+        where: What computed the candidate's outputs.
 
     Returns:
-        The check and its figures. Top-1 agreement is among them without a limit: on few images one flip is chance.
+        The check, of the output that fell the furthest below its limit, and its figures. Top-1 agreement is among them
+        without a limit: on few images one flip is chance.
     """
     if broken := _not_finite(reference, candidate, name=name, where=where):
-        return broken, {"images": len(reference)}
-    figures = _figures(reference, candidate)
-    limit = min(built_db - GOLDEN_SLACK_DB, GOLDEN_CEILING_DB)
-    message = (
-        f"logits of {len(reference)} golden inputs at {figures['sqnr_db']:.1f} dB SQNR against PyTorch, {built_db:.1f} dB "
-        f"when the bundle was built; same top-1 on {figures['agreement_percent']:.2f} % ({where})"
+        return broken, {"images": _count(reference)}
+    figures = _figures(reference, candidate, specs)
+    checks = []
+    for spec in specs:
+        seen, then = figures["outputs"][spec.name]["sqnr_db"], float(built["outputs"][spec.name]["sqnr_db"])
+        message = (
+            f"{spec.name} of {figures['images']} golden inputs at {seen:.1f} dB SQNR against PyTorch, {then:.1f} dB "
+            "when the bundle was built"
+        )
+        if spec.names_classes:
+            message += f"; same top-1 on {figures['agreement_percent']:.2f} %"
+        if len(specs) > 1:
+            message += f"; of {len(specs)} outputs the nearest to its limit"
+        limit = min(then - GOLDEN_SLACK_DB, GOLDEN_CEILING_DB)
+        checks.append((seen - limit, at_least(name, seen, limit, f"{message} ({where})", "dB")))
+    return min(checks, key=lambda pair: pair[0])[1], figures
+
+
+def _close_in_cosine(name: str, cosine: float, budget: Budget, where: str) -> Check:
+    """One output that names no classes."""
+    return at_least(
+        f"cosine_{name}", cosine, budget.min_cosine, f"{name}: cosine {cosine:.5f} with PyTorch ({where})", "cosine"
     )
-    return at_least(name, figures["sqnr_db"], limit, message, "dB"), figures
 
 
-def _not_finite(reference: NDArray[np.float32], candidate: NDArray[np.float32], *, name: str, where: str) -> Check | None:
+def _not_finite(reference: Outputs, candidate: Outputs, *, name: str, where: str) -> Check | None:
     """A failed check if either side holds NaN or infinity, on which every other figure would be meaningless."""
-    for logits, whose in ((candidate, "the logits"), (reference, "PyTorch's logits")):
-        if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
-            message = f"NaN or infinity in {whose} of {bad} of {len(logits)} images ({where})"
-            return Check(name=name, status="failed", message=message)
+    for outputs, whose in ((candidate, "the"), (reference, "PyTorch's")):
+        for output, values in outputs.items():
+            if bad := int((~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum()):
+                message = f"NaN or infinity in {whose} {output} of {bad} of {len(values)} images ({where})"
+                return Check(name=name, status="failed", message=message)
     return None
 
 
-def _figures(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, Any]:
-    return {
-        "images": len(reference),
-        "agreement_percent": metrics.agreement(reference, candidate),
-        "cosine": metrics.cosine(reference, candidate),
-        "sqnr_db": metrics.sqnr_db(reference, candidate),
+def _count(outputs: Outputs) -> int:
+    return max(map(len, outputs.values()))
+
+
+def _figures(reference: Outputs, candidate: Outputs, specs: Sequence[OutputSpec]) -> dict[str, Any]:
+    """Of each output, and over all: the lowest cosine and SQNR, and the agreement of the one that names classes."""
+    each = {
+        spec.name: {
+            "cosine": metrics.cosine(reference[spec.name], candidate[spec.name]),
+            "sqnr_db": metrics.sqnr_db(reference[spec.name], candidate[spec.name]),
+        }
+        for spec in specs
     }
+    figures: dict[str, Any] = {"images": _count(reference)}
+    for spec in specs:
+        if spec.names_classes:
+            figures["agreement_percent"] = metrics.agreement(reference[spec.name], candidate[spec.name])
+    for key in ("cosine", "sqnr_db"):
+        figures[key] = min(values[key] for values in each.values())
+    return figures | {"outputs": each}

@@ -1,4 +1,4 @@
-"""An artifact's path enters; a `Backend` that computes logits from preprocessed images leaves.
+"""An artifact's path enters; a `Backend` that computes the model's outputs from preprocessed images leaves.
 
 The modules of this room are the only ones that import an engine library, and each is imported only when it is used.
 """
@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vitexport.artifacts import Outputs
+
 __all__ = ["Backend", "EngineFacts", "open_engine", "open_onnx"]
 
 
@@ -22,8 +24,8 @@ class Backend(Protocol):
     def description(self) -> str:
         """Library, version and device, for reports."""
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, float32 [n, classes], of images, float32 [n, 3, height, width], n within the artifact's batch."""
+    def run(self, images: NDArray[np.float32]) -> Outputs:
+        """Outputs by name, float32 [n, …], of images, float32 [n, 3, height, width], n within the artifact's batch."""
 
     def close(self) -> None:
         """Free what it holds."""

@@ -1,4 +1,4 @@
-"""An ONNX file and images enter; logits, or any tensors of the graph, leave. The only module that imports onnxruntime."""
+"""An ONNX file and images enter; outputs, or any tensors of the graph, leave. The only module that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.artifacts import INPUT_NAME, Outputs
 from vitexport.errors import ToolchainError, missing
 
 try:
@@ -30,6 +30,24 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def evaluate(model: bytes, outputs: Sequence[str]) -> list[NDArray[Any]]:
+    """What a serialized model without inputs computes.
+
+    Raises:
+        ToolchainError: ONNX Runtime refuses it or fails.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_FATAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        results: list[NDArray[Any]] = session.run(list(outputs), {})
+    except Exception as error:
+        # As in `OnnxRuntimeBackend`: a class of its own for each status code.
+        raise ToolchainError(f"ONNX Runtime {VERSION} cannot compute constants: {_one_line(error)}") from error
+    return results
+
+
 class OnnxRuntimeBackend:
     """One ONNX Runtime session on the CPU.
 
@@ -37,7 +55,7 @@ class OnnxRuntimeBackend:
         model: A file, or a serialized model.
         threads: None for one per processor that the process may use.
         exact: No graph optimization: the graph is computed node by node as it is written.
-        outputs: Tensors that `tensors` returns; the graph must list them as outputs.
+        outputs: Tensors that `tensors` and `run` return; the graph must list them as outputs. None for all that it lists.
     """
 
     def __init__(
@@ -46,7 +64,7 @@ class OnnxRuntimeBackend:
         *,
         threads: int | None = None,
         exact: bool = False,
-        outputs: Sequence[str] = (OUTPUT_NAME,),
+        outputs: Sequence[str] | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL
@@ -56,7 +74,6 @@ class OnnxRuntimeBackend:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
         self.exact = exact
-        self._outputs = list(outputs)
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
@@ -65,6 +82,8 @@ class OnnxRuntimeBackend:
             # The binding raises a class of its own for each status code, all of them straight from Exception.
             name = "a model" if isinstance(model, bytes) else model.name
             raise ToolchainError(f"ONNX Runtime {VERSION} cannot load {name}: {_one_line(error)}") from error
+        listed = [str(output.name) for output in self._session.get_outputs()]
+        self._outputs = listed if outputs is None else list(outputs)
 
     @property
     def description(self) -> str:
@@ -72,14 +91,13 @@ class OnnxRuntimeBackend:
         how = ", graph as written" if self.exact else ""
         return f"ONNX Runtime {VERSION}, CPU, {self.threads} threads{how}"
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, float32 [n, classes].
+    def run(self, images: NDArray[np.float32]) -> Outputs:
+        """Outputs by name, float32 [n, …].
 
         Raises:
             ToolchainError: ONNX Runtime fails on these images.
         """
-        result: NDArray[np.float32] = self.tensors(images)[0]
-        return result
+        return dict(zip(self._outputs, self.tensors(images), strict=True))
 
     def close(self) -> None:
         """Nothing to free by hand: the session goes with the object."""

@@ -1,4 +1,4 @@
-"""A serialized engine and images enter; logits, computed by TensorRT on this machine's GPU, leave.
+"""A serialized engine and images enter; its outputs, computed by TensorRT on this machine's GPU, leave.
 
 Memory is moved through the CUDA runtime's own Python bindings; no torch and no pycuda. A GPU is looked for before the
 first call into TensorRT, which may crash the process where there is none.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import INPUT_NAME, OUTPUT_NAME
+from vitexport.artifacts import INPUT_NAME, Outputs
 from vitexport.errors import DeviceError, ToolchainError, missing
 from vitexport.runtime.backends import EngineFacts
 from vitexport.runtime.backends.tensorrt_api import (
@@ -53,6 +53,8 @@ class TensorRtBackend:
         if engine is None:
             raise DeviceError(f"{title} cannot load {path.name} on {self.gpu}: {reasons(self._logger)}")
         self._engine = engine
+        names = [str(engine.get_tensor_name(index)) for index in range(engine.num_io_tensors)]
+        self._outputs = [name for name in names if name != INPUT_NAME]
         self._context = engine.create_execution_context()
         if self._context is None:
             raise ToolchainError(f"{title} cannot create an execution context on {self.gpu}: {reasons(self._logger)}")
@@ -60,8 +62,8 @@ class TensorRtBackend:
         self._buffers: dict[str, tuple[int, int]] = {}
         self.description = f"{title}, {self.gpu}"
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, float32 [n, classes], of float32 [n, 3, height, width].
+    def run(self, images: NDArray[np.float32]) -> Outputs:
+        """Outputs by name, float32 [n, …], of float32 [n, 3, height, width].
 
         Raises:
             ToolchainError: TensorRT refuses the shape or fails.
@@ -69,17 +71,21 @@ class TensorRtBackend:
         images = np.ascontiguousarray(images, np.float32)
         if not self._context.set_input_shape(INPUT_NAME, images.shape):
             raise ToolchainError(f"The engine does not take input {images.shape}: {reasons(self._logger)}")
-        logits = np.empty(tuple(self._context.get_tensor_shape(OUTPUT_NAME)), np.float32)
-        source, result = self._buffer(INPUT_NAME, images.nbytes), self._buffer(OUTPUT_NAME, logits.nbytes)
+        results = {name: np.empty(tuple(self._context.get_tensor_shape(name)), np.float32) for name in self._outputs}
+        source = self._buffer(INPUT_NAME, images.nbytes)
+        held = {name: self._buffer(name, result.nbytes) for name, result in results.items()}
         kinds = self._cuda.cudaMemcpyKind
         self._call("cudaMemcpyAsync", source, images.ctypes.data, images.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
         self._context.set_tensor_address(INPUT_NAME, source)
-        self._context.set_tensor_address(OUTPUT_NAME, result)
+        for name, pointer in held.items():
+            self._context.set_tensor_address(name, pointer)
         if not self._context.execute_async_v3(int(self._stream)):
             raise ToolchainError(f"TensorRT failed on input {images.shape}: {reasons(self._logger)}")
-        self._call("cudaMemcpyAsync", logits.ctypes.data, result, logits.nbytes, kinds.cudaMemcpyDeviceToHost, self._stream)
+        for name, result in results.items():
+            back = (result.ctypes.data, held[name], result.nbytes, kinds.cudaMemcpyDeviceToHost)
+            self._call("cudaMemcpyAsync", *back, self._stream)
         self._call("cudaStreamSynchronize", self._stream)
-        return logits
+        return results
 
     def close(self) -> None:
         """Free the device's memory and the stream."""

@@ -1,0 +1,278 @@
+"""A model's name enters; what came of its export, parity, float16, INT8 and engines leaves, as JSON, stage by stage.
+
+Run as ``python -m timm_zoo.worker NAME RECORD.json`` by `timm_zoo.runs`, one process a model. It calls the rooms that
+``vitexport build`` calls. Weights are untrained, so it fills in what timm's constructors leave at 0 or next to it: behind a
+layer scale of 1e-5 a block could compute anything, and nobody would see it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from vitexport import source as sources
+from vitexport.artifacts import BatchRange, ModelSource, OnnxModel, Outputs
+from vitexport.datasets import open_images
+from vitexport.engine import FILE_NAME, make_engine
+from vitexport.errors import VitexportError
+from vitexport.export import export_onnx
+from vitexport.legality import refuse
+from vitexport.preprocess import normalize
+from vitexport.quantize import quantize
+from vitexport.rewrites import apply, load, save
+from vitexport.rewrites.emulate_float16 import EmulateFloat16
+from vitexport.rewrites.float16 import Float16
+from vitexport.rewrites.stay_float32 import float32_nodes
+from vitexport.runtime.backends import open_onnx
+from vitexport.targets import OPSET, resolve
+from vitexport.validate import metrics
+from vitexport.validate.probes import PHOTOGRAPHS, probe_pixels
+from vitexport.validate.reference import reference_outputs
+
+# Compute capabilities 8.6, 8.9 and 12.0.
+TARGETS = ("a10", "l4", "rtx-5090")
+BATCH = BatchRange.parse("1:2:3")
+CALIBRATION = 32
+JUDGED = 8
+SMALLEST_RMS = 0.005
+T = TypeVar("T")
+
+
+class Row:
+    """What is known of one model, written down after every stage, so that a kill loses none of it."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {"name": name, "stages": {}}
+
+    def stage(self, name: str, step: Callable[[], T], show: Callable[[T], dict[str, Any]] = lambda _: {}) -> T | None:
+        """The result of `step`, recorded with its seconds and what `show` makes of it; None with its error noted."""
+        self.data["running"] = name
+        self.write()
+        start = time.perf_counter()
+        entry: dict[str, Any] = {}
+        result = None
+        try:
+            result = step()
+            entry |= show(result)
+        except VitexportError as error:
+            entry["error"] = f"{type(error).__name__}: {error}"
+        entry["seconds"] = time.perf_counter() - start
+        self.data["stages"][name] = entry
+        del self.data["running"]
+        self.write()
+        return result
+
+    def write(self) -> None:
+        """Put it on disk, whole or not at all."""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
+        partial.rename(self.path)
+
+
+def run(name: str, path: Path) -> None:
+    """All stages of one model."""
+    row = Row(name, path)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        loaded = row.stage("load", lambda: load_alive(name, folder), lambda pair: describe(pair[1]))
+        if loaded is not None:
+            _stages(row, *loaded, folder)
+    row.data["finished"] = True
+    row.write()
+
+
+def _stages(row: Row, module: sources.Exposed, source: ModelSource, folder: Path) -> None:
+    # The whole photographs; calibration sees parts of them.
+    images = normalize(probe_pixels(None, source.preprocess, JUDGED), source.preprocess)
+    wanted = reference_outputs(module, source.outputs, images)
+    row.data["variation"] = variation(wanted)
+    for words in (BATCH, BatchRange.parse("1")):
+        kind = "dynamic" if words.is_dynamic else "static"
+        exported = row.stage(f"export {kind}", functools.partial(export, module, source, folder, words), graph_facts)
+        if exported is None:
+            return
+        sizes = (1, 2, 3) if words.is_dynamic else (1,)
+        check = row.stage(
+            f"parity {kind}",
+            functools.partial(parity, exported, images, wanted, sizes),
+            lambda worst: {"value": worst},
+        )
+        if check is None:
+            return
+        exported = dataclasses.replace(exported, path=exported.path.rename(folder / f"{kind}.onnx"))
+        if words.is_dynamic:
+            dynamic = exported
+    wide = row.stage(
+        "float32 nodes", lambda: float32_nodes(load(dynamic.path), images[:3]), lambda names: {"count": len(names)}
+    )
+    if wide is None:
+        return
+    row.stage("fp16", lambda: float16_twin(dynamic, images, wanted, folder, wide), dict)
+    quantized = row.stage("int8", lambda: int8(dynamic, source, images, wanted, folder), lambda pair: pair[1])
+    if quantized is not None:
+        for target in TARGETS:
+            row.stage(f"engine {target}", functools.partial(engine, quantized[0], source, target, folder, wide), dict)
+
+
+def load_alive(name: str, folder: Path) -> tuple[sources.Exposed, ModelSource]:
+    """The model through vitexport's own door, with weights from a checkpoint in which nothing is 0."""
+    if name.startswith("torchvision:"):
+        return sources.load(sources.ModelRequest(name=name, pretrained=False))
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False)
+    enliven(model, torch.Generator().manual_seed(1))
+    checkpoint = folder / "model.safetensors"
+    save_file({key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}, checkpoint)
+    del model
+    try:
+        return sources.load(sources.ModelRequest(name=name, pretrained=False, checkpoint=checkpoint))
+    finally:
+        checkpoint.unlink()
+
+
+@torch.no_grad()
+def enliven(model: nn.Module, generator: torch.Generator) -> None:
+    """Give every tensor that is one number throughout values of its own; statistics of BatchNorm too."""
+
+    def normal(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator)
+
+    for parameter in model.parameters():
+        first = float(parameter.reshape(-1)[0])
+        if not bool((parameter == first).all()):
+            # A head that starts a thousand times smaller than its bias would give every picture the same logits.
+            small = 0 < float(parameter.square().mean()) < SMALLEST_RMS**2
+            if small and parameter.dim() > 1:
+                parameter.mul_(0.02 / float(parameter.square().mean().sqrt()))
+            continue
+        if 0 < abs(first) < 0.1 and parameter.numel() > 1:  # a layer scale
+            parameter.copy_(1 + 0.1 * normal(parameter))
+        elif first == 0.0:
+            parameter.copy_(0.02 * normal(parameter))
+        else:
+            parameter.copy_(first * (1 + 0.1 * normal(parameter)))
+    # Not the statistics of the pictures: a deep random network with those amplifies any noise by tens of decibels (measured:
+    # 40 dB on the input of mobilevitv2_050 leave 2 to 19 dB), and says nothing of a trained one.
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.05 * normal(buffer))
+        elif name.endswith("running_var"):
+            buffer.copy_(1 + 0.2 * torch.rand(buffer.shape, generator=generator))
+
+
+def describe(source: ModelSource) -> dict[str, Any]:
+    """What the table says of the model itself."""
+    return {
+        "family": source.family,
+        "parameters": source.parameters,
+        "size": [source.preprocess.height, source.preprocess.width],
+        "outputs": {output.name: list(output.shape) for output in source.outputs},
+    }
+
+
+def export(module: sources.Exposed, source: ModelSource, folder: Path, batch: BatchRange) -> OnnxModel:
+    """The float ONNX."""
+    return export_onnx(module, source, folder, opset=OPSET, layernorm_op=True, batch=batch)
+
+
+def graph_facts(model: OnnxModel) -> dict[str, Any]:
+    """Size and operators of a graph."""
+    counts: dict[str, int] = {}
+    for node in load(model.path).graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return {"bytes": model.size, "operators": dict(sorted(counts.items()))}
+
+
+def variation(outputs: Outputs) -> float:
+    """How much the outputs differ between pictures, as a share of what they are: the least of all outputs."""
+    shares = [np.sqrt(np.square(values - values.mean(0)).mean() / np.square(values).mean()) for values in outputs.values()]
+    return float(np.min(shares))
+
+
+def parity(model: OnnxModel, images: NDArray[np.float32], wanted: Outputs, sizes: tuple[int, ...]) -> float:
+    """Largest error over all outputs and batch sizes, as a share of the output's largest value."""
+    backend = open_onnx(model.path)
+    errors = []
+    for size in sizes:
+        seen = backend.run(images[:size])
+        errors += [metrics.relative_error(values[:size], seen[name]) for name, values in wanted.items()]
+    return float(np.max(errors))
+
+
+def float16_twin(
+    model: OnnxModel, images: NDArray[np.float32], wanted: Outputs, folder: Path, wide: Collection[str]
+) -> dict[str, Any]:
+    """The float16 graph, computed on this CPU as the engine rounds."""
+    graph = load(model.path)
+    apply(graph, EmulateFloat16(wide))
+    save(graph, folder / "fp16.onnx")
+    return noise(folder / "fp16.onnx", images, wanted)
+
+
+def noise(path: Path, images: NDArray[np.float32], wanted: Outputs) -> dict[str, Any]:
+    """SQNR and largest relative error of the worst output."""
+    backend = open_onnx(path, exact=True)
+    parts = [backend.run(images[start : start + 1]) for start in range(len(images))]
+    seen = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+    return {
+        "sqnr_db": float(np.min([metrics.sqnr_db(values, seen[name]) for name, values in wanted.items()])),
+        "largest": float(np.max([metrics.relative_error(values, seen[name]) for name, values in wanted.items()])),
+    }
+
+
+def int8(
+    model: OnnxModel, source: ModelSource, images: NDArray[np.float32], wanted: Outputs, folder: Path
+) -> tuple[OnnxModel, dict[str, Any]]:
+    """The Q/DQ graph of placement A, and how far it is from PyTorch on images that calibration did not see."""
+    pictures = folder / "calibration"
+    pictures.mkdir()
+    for index, picture in enumerate(calibration_pictures()):
+        picture.save(pictures / f"{index:02d}.png")
+    quantized = quantize(model, open_images(pictures, limit=CALIBRATION), source.preprocess, folder, cpu=None)
+    figures = noise(quantized.onnx.path, images, wanted)
+    return quantized.onnx, figures | {"layers": len(quantized.recipe.layers)}
+
+
+def calibration_pictures() -> list[Image.Image]:
+    """Four overlapping parts of each photograph."""
+    result = []
+    for path in sorted(PHOTOGRAPHS.glob("*.jpg")):
+        picture = Image.open(path).convert("RGB")
+        width, height = picture.size
+        across, down = width * 2 // 3, height * 2 // 3
+        corners = [(left, top) for left in (0, width - across) for top in (0, height - down)]
+        result += [picture.crop((left, top, left + across, top + down)) for left, top in corners]
+    return result
+
+
+def engine(model: OnnxModel, source: ModelSource, target: str, folder: Path, wide: Collection[str]) -> dict[str, Any]:
+    """The engine of the INT8 graph with float16 between its layers."""
+    graph = load(model.path)
+    apply(graph, Float16(wide))
+    save(graph, folder / "typed.onnx")
+    device = resolve(target)
+    refuse(load(folder / "typed.onnx"), device)
+    make_engine(dataclasses.replace(model, path=folder / "typed.onnx"), source.preprocess, device, folder)
+    size = (folder / FILE_NAME).stat().st_size
+    (folder / FILE_NAME).unlink()
+    return {"bytes": size}
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from conftest import TINY
+from exports import exported
+from graphs import LOGITS, graph_of, read, run
+from numpy.typing import NDArray
+from onnx import helper
+
+from vitexport.artifacts import BatchRange
+from vitexport.export import export_onnx
+from vitexport.preprocess import normalize
+from vitexport.rewrites import apply, load
+from vitexport.rewrites.emulate_float16 import EmulateFloat16
+from vitexport.rewrites.float16 import Float16
+from vitexport.rewrites.stay_float32 import by_rule, float32_nodes, peaks
+from vitexport.source import load as load_model
+from vitexport.validate.metrics import relative_error
+from vitexport.validate.probes import probe_pixels
+
+RANDOM = np.random.default_rng(11)
+X = RANDOM.normal(0, 1, (2, 5, 8)).astype(np.float32)
+
+
+def node(op_type: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs, outputs, name=outputs[0], **attributes)
+
+
+def scalar(value: float) -> NDArray[np.float32]:
+    return np.asarray(value, np.float32)
+
+
+def rms_norm() -> ir.Model:
+    """x / sqrt(mean(x²) + ε) · γ, between two nodes that float16 computes well."""
+    nodes = [
+        node("Relu", ["image"], ["before"]),
+        node("Mul", ["before", "before"], ["square"]),
+        node("ReduceMean", ["square", "axes"], ["mean"]),
+        node("Add", ["mean", "epsilon"], ["sum"]),
+        node("Sqrt", ["sum"], ["root"]),
+        node("Div", ["before", "root"], ["normal"]),
+        node("Mul", ["normal", "gamma"], ["scaled"]),
+        node("Neg", ["scaled"], [LOGITS]),
+    ]
+    constants = {"axes": np.asarray([-1]), "epsilon": scalar(1e-12), "gamma": np.full(8, 2, np.float32)}
+    return graph_of(nodes, constants, [2, 5, 8])
+
+
+def test_a_statistic_stays_wide_from_its_squares_to_where_it_is_applied() -> None:
+    assert by_rule(rms_norm().graph, {}) == {"square", "mean", "sum", "root", "normal"}
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0, 1e-5])
+def test_a_normalization_written_out_survives_float16(scale: float) -> None:
+    images = X * np.float32(scale)
+    expected = run(rms_norm(), images)
+    errors = {}
+    for wide in (frozenset[str](), by_rule(rms_norm().graph, {})):
+        model = rms_norm()
+        apply(model, EmulateFloat16(wide))
+        with np.errstate(all="ignore"):
+            errors[bool(wide)] = relative_error(expected, run(model, images))
+    assert errors[True] < 1e-2
+    # Without the rule the squares overflow, or ε and what it guards become 0; the plain case needs no rule.
+    assert scale == 1.0 or not errors[False] < 1e-2
+
+
+def test_an_expanded_norm_is_applied_by_the_division_behind() -> None:
+    nodes = [
+        node("ReduceL2", ["image", "axes"], ["norm"]),
+        node("Clip", ["norm", "least"], ["clipped"]),
+        node("Expand", ["clipped", "shape"], ["expanded"]),
+        node("Div", ["image", "expanded"], ["unit"]),
+        node("Mul", ["unit", "image"], [LOGITS]),
+    ]
+    constants = {"axes": np.asarray([-1]), "least": scalar(1e-12), "shape": np.asarray([2, 5, 8])}
+    assert by_rule(graph_of(nodes, constants, [2, 5, 8]).graph, {}) == {"norm", "clipped", "expanded", "unit"}
+
+
+def test_what_is_large_on_real_images_stays_wide() -> None:
+    nodes = [
+        node("Relu", ["image"], ["small"]),
+        node("Mul", ["small", "factor"], ["large"]),
+        node("Tanh", ["large"], [LOGITS]),
+    ]
+    model = graph_of(nodes, {"factor": np.full((8,), 1e4, np.float32)}, [2, 5, 8])
+    reached = peaks(model, X)
+    assert reached == {name: pytest.approx(float(np.abs(run(model, X, output=name)).max())) for name in (LOGITS,)} | {
+        "small": pytest.approx(float(X.max())),
+        "large": pytest.approx(1e4 * float(X.max())),
+    }
+    assert by_rule(model.graph, reached) == {"large"}
+    assert by_rule(model.graph, {**reached, "large": float("nan")}) == {"large"}
+    assert by_rule(model.graph, {**reached, "large": 8000.0}) == frozenset()
+
+
+@pytest.mark.parametrize(("value", "wide"), [(1e-9, True), (1e-6, False), (1e5, True), (-np.inf, False), (-1e32, False)])
+def test_a_number_that_float16_does_not_hold_stays_wide(value: float, wide: bool) -> None:  # noqa: FBT001 - of a table
+    model = graph_of([node("Max", ["image", "number"], [LOGITS])], {"number": scalar(value)}, [2, 5, 8])
+    assert by_rule(model.graph, {}) == ({LOGITS} if wide else frozenset())
+
+
+def test_a_large_stream_and_what_normalizes_it_stay_wide_but_no_bias() -> None:
+    nodes = [
+        node("MatMul", ["image", "weight"], ["product"]),
+        node("Add", ["product", "bias"], ["biased"]),
+        node("Add", ["image", "biased"], ["stream"]),
+        node("LayerNormalization", ["stream", "gamma", "beta"], ["norm"]),
+        node("Tanh", ["norm"], [LOGITS]),
+    ]
+    ones = np.ones(8, np.float32)
+    constants = {"weight": np.eye(8, dtype=np.float32), "bias": ones, "gamma": ones, "beta": ones}
+    model = graph_of(nodes, constants, [2, 5, 8])
+    large = {"product": 600.0, "biased": 600.0, "stream": 600.0}
+    assert by_rule(model.graph, large) == {"stream", "norm"}
+    assert by_rule(model.graph, {**large, "stream": 500.0}) == frozenset()
+
+
+def test_probabilities_stay_wide_and_attention_does_not() -> None:
+    nodes = [node("Softmax", ["image"], ["attention"]), node("Softmax", ["attention"], [LOGITS])]
+    assert by_rule(graph_of(nodes, {}, [2, 5, 8]).graph, {}) == {LOGITS}
+
+
+def test_a_plain_vision_transformer_needs_none() -> None:
+    model = read(exported("2"))
+    images = RANDOM.normal(0, 1, (2, 3, 32, 32)).astype(np.float32)
+    assert float32_nodes(model, images) == frozenset()
+
+
+@pytest.mark.parametrize("size", [1e3, 5e3])
+@pytest.mark.parametrize("channels", [1, 32])
+def test_a_residual_stream_with_large_channels_stays_close_to_float(tmp_path: Any, size: float, channels: int) -> None:
+    """One channel that reaches thousands, or all of them about a large mean, which only LayerNorm takes off again."""
+    module, source = load_model(TINY)
+    with torch.no_grad():
+        embedding: Any = module.model.pos_embed
+        embedding[..., :channels] += size
+    batch = BatchRange.parse("4")
+    onnx_model = export_onnx(module, source, tmp_path, opset=20, layernorm_op=True, batch=batch)
+    images = normalize(probe_pixels(None, source.preprocess, 4), source.preprocess)
+    graph = load(onnx_model.path)
+    expected = run(graph, images)
+    wide = float32_nodes(graph, images)
+    assert {"blocks.0.norm1/LayerNormalization", "norm/LayerNormalization"} <= wide
+    twin = load(onnx_model.path)
+    apply(twin, EmulateFloat16(wide))
+    assert relative_error(expected, run(twin, images)) < 1e-2
+    narrow = load(onnx_model.path)
+    apply(narrow, EmulateFloat16())
+    # One channel drowns the others in float32 as well; a common mean is what float16 alone cannot carry.
+    assert channels == 1 or not relative_error(expected, run(narrow, images)) < 1e-1
+    typed = load(onnx_model.path)
+    apply(typed, Float16(wide))
+    assert relative_error(expected, run(typed, images)) < 1e-2
