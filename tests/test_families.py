@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from timm_zoo import models, table, worker
 
 # Plain attention with a class token; relative positions; convolutions with attention; rotary positions, no classifier.
-FEW = ("test_vit", "test_vit_relpos", "test_coatnet", "vit_tiny_patch16_dinov3_qkvb", "mobilevitv2_050")
+FEW = ("test_vit", "test_vit_relpos", "test_coatnet", "vit_tiny_patch16_dinov3_qkvb", "efficientvit_m0")
 SMALLEST = tuple(names[0] for names in models.DEFAULT.values() if names[0] not in FEW)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -151,10 +152,10 @@ def observed(tokens: NDArray[np.float32], rows: int) -> Activation:
     return observation(Given(tokens), len(tokens), rows).activations["x"]
 
 
-def observation(backend: Any, count: int, rows: int) -> Observation:
-    """What is seen of ``x`` on `count` images, each of which is its own number."""
+def observation(backend: Any, count: int, rows: int, outputs: Sequence[str] = (LOGITS,)) -> Observation:
+    """What is seen of ``x``, and of the graph's own `outputs`, on `count` images, each of which is its own number."""
     parts = [Batch(images=np.full((1, 3, 1, 1), number, np.float32), first=number, rows=rows) for number in range(count)]
-    return observe(backend, [Tensor(name="x", per_channel=True, moments=True)], [LOGITS], parts, count, silent)
+    return observe(backend, [Tensor(name="x", per_channel=True, moments=True)], outputs, parts, count, silent)
 
 
 @pytest.mark.parametrize("rows", [8, 512])
@@ -205,10 +206,13 @@ class Computing(Given):
         return outputs
 
 
-def test_the_first_outputs_are_the_graphs_own_and_not_what_is_observed() -> None:
+def test_the_first_outputs_are_the_graphs_own_whatever_else_is_observed() -> None:
     tokens = np.random.default_rng(2).normal(0, 1, (3, 4)).astype(np.float32)
-    first = observation(Computing(tokens, {}), 3, rows=1).first_outputs
+    first = observation(Computing(tokens, {}), 3, rows=1, outputs=(LOGITS, "tokens")).first_outputs
     assert set(first) == {LOGITS, "tokens"}
+    # A layer may read an output: it is observed, and still an output.
+    both = observation(Computing(tokens, {}), 3, rows=1, outputs=(LOGITS, "x")).first_outputs
+    assert set(both) == {LOGITS, "x"}
     count = len(first[LOGITS])
     assert count >= 1
     np.testing.assert_array_equal(first[LOGITS][:, 0], np.arange(count))
@@ -220,4 +224,4 @@ def test_the_first_outputs_are_the_graphs_own_and_not_what_is_observed() -> None
 def test_any_output_that_is_no_number_is_refused(name: str, bad: float) -> None:
     tokens = np.ones((3, 4), np.float32)
     with pytest.raises(InputError, match="computes NaN or infinity on a calibration image; it cannot be quantized"):
-        observation(Computing(tokens, {name: bad}), 3, rows=1)
+        observation(Computing(tokens, {name: bad}), 3, rows=1, outputs=(LOGITS, "tokens"))

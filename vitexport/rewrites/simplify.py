@@ -14,7 +14,7 @@ from onnx_ir.passes import InPlacePass, PassResult, common
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
-from vitexport.rewrites.graph import add_constant, constant, operand, unique_name
+from vitexport.rewrites.graph import add_constant, constant, drop_unused_initializers, operand
 from vitexport.runtime.backends.onnx_runtime import evaluate
 
 ROUNDS = 2
@@ -38,6 +38,7 @@ RULES = (
     *(rules.remove_optional_bias_from_conv_rule, rules.remove_optional_bias_from_conv_transpose_rule),
     rules.remove_optional_bias_from_gemm_rule,
 )
+MOVEMENT = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 # A bound beyond which nothing lies, by operator and input.
 NO_BOUNDS = {("Max", 0): -np.inf, ("Max", 1): -np.inf, ("Min", 0): np.inf, ("Min", 1): np.inf}
 
@@ -93,6 +94,7 @@ class FoldConstants(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         """Collect the constant nodes; keep the values that other nodes read."""
         graph = model.graph
+        moved = _move_weights(graph)
         nodes = _constant_nodes(graph)
         inside = set(nodes)
         wanted = [
@@ -102,17 +104,37 @@ class FoldConstants(InPlacePass):
             if output.is_graph_output() or any(use.node not in inside for use in output.uses())
         ]
         if not wanted:
-            return PassResult(model, modified=False)
+            return PassResult(model, modified=moved)
         arrays = evaluate(_part(model, nodes, wanted), [str(value.name) for value in wanted])
-        changed = False
+        changed = moved
         for value, array in zip(wanted, arrays, strict=True):
             if value.is_graph_output() or array.nbytes > FREE_BYTES + GROWTH * _read(value, inside):
                 continue
-            folded = add_constant(graph, unique_name(str(value.name), graph.initializers), array)
+            folded = add_constant(graph, str(value.name), array)
             value.replace_all_uses_with(folded)
             changed = True
         common.RemoveUnusedNodesPass()(model)
         return PassResult(model, modified=changed)
+
+
+def _move_weights(graph: ir.Graph) -> bool:
+    """Transpose and reshape constants as views of what they are: the weights of a model need no second copy for that."""
+    changed = False
+    for node in list(graph):
+        array = constant(node.inputs[0]) if node.op_type in MOVEMENT and node.domain in ("", "ai.onnx") else None
+        shape = node.outputs[0].shape
+        if array is None or shape is None or not shape.is_static() or node.outputs[0].is_graph_output():
+            continue
+        if node.op_type == "Transpose":
+            perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+            moved = np.transpose(array, perm)
+        else:
+            moved = array.reshape(shape.numpy())
+        node.outputs[0].replace_all_uses_with(add_constant(graph, str(node.outputs[0].name), moved))
+        graph.remove(node, safe=True)
+        changed = True
+    drop_unused_initializers(graph)
+    return changed
 
 
 def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
