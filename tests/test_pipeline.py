@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import BatchRange, OnnxModel, Outputs, OutputSpec, Precision, silent
 from vitexport.bundle import open_bundle
-from vitexport.errors import UsageError, VitexportError
+from vitexport.errors import NothingToQuantizeError, UsageError, VitexportError
 from vitexport.pipeline import BuildRequest, plan, run
 from vitexport.pipeline import work as pipeline_work
 from vitexport.pipeline.build import _choose
@@ -28,6 +28,7 @@ from vitexport.pipeline.candidates import Candidate
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Status
 from vitexport.runtime import load
+from vitexport.source import ModelRequest
 from vitexport.source import load as load_model
 from vitexport.targets import machine_cpu, misfit, resolve
 from vitexport.validate.metrics import sqnr_db
@@ -423,3 +424,15 @@ def test_the_manifest_names_every_calibration_image_by_its_hash(cpu_bundle: Buil
     assert data["versions"]["vitexport"]
     assert data["model"]["weights"] == "checkpoint:model.safetensors"
     assert not any(str(VALIDATION.parent) in value for value in data["recipe"]["images"])
+
+
+def test_auto_goes_on_in_float_where_a_cpu_has_nothing_to_quantize(tmp_path: Path) -> None:
+    """A network of convolutions: a CPU computes none of them in integers, and only who asks for INT8 is refused."""
+    model = ModelRequest(name="efficientvit_b0", pretrained=False, img_size=64)
+    words: dict[str, Any] = {"model": model, "data": None, "calibration_size": 8}
+    bundle, report = run(sample_request(tmp_path / "auto", precision="auto", **words), silent)
+    assert bundle.manifest.precision == "fp32"
+    assert any(note.startswith("INT8 was left out: The model has no linear layer") for note in report.notes)
+    with pytest.raises(NothingToQuantizeError, match="no linear layer with a constant weight"):
+        run(sample_request(tmp_path / "int8", precision="int8", **words), silent)
+    assert not (tmp_path / "int8").exists()

@@ -5,7 +5,8 @@
     VitexportError                     any failure that vitexport can explain
     ├── UsageError                 2   the command line or the arguments contradict themselves or the target
     ├── InputError                 3   a model, checkpoint, image, folder, bundle or output path is not usable
-    │   └── BundleError            3   a bundle is damaged, foreign or of a newer format
+    │   ├── BundleError            3   a bundle is damaged, foreign or of another format
+    │   └── NothingToQuantizeError 3   a model has no layer that the target computes in integers
     ├── MissingDependencyError     4   a package that this step needs is not installed
     ├── ToolchainError             5   PyTorch's exporter, ONNX Runtime or TensorRT failed
     │   └── DeviceError            5   an engine or a variant does not fit the machine it is asked to run on
@@ -42,7 +43,11 @@ class InputError(VitexportError):
 
 
 class BundleError(InputError):
-    """A bundle is damaged, is not a bundle, or was written by a newer vitexport."""
+    """A bundle is damaged, is not a bundle, or was written by another version of vitexport."""
+
+
+class NothingToQuantizeError(InputError):
+    """No layer of the model is one that the target computes in integers, or none is left."""
 
 
 class MissingDependencyError(VitexportError):

@@ -11,7 +11,7 @@ FP16_LIMIT = 1e-2
 INT8_LIMIT_DB = 35.0
 TARGETS = {"a10": "8.6", "l4": "8.9", "rtx-5090": "12.0"}
 HEADER = (
-    *("model", "family", "parameters, M", "input", "outputs", "export s", "parity", "static parity", "FP16 dB"),
+    *("model", "family", "parameters, M", "input", "outputs", "export s", "folding s", "parity", "static parity", "FP16 dB"),
     *("variation", "FP32 nodes", "INT8 layers", "INT8 dB", "engines", "total s", "peak MiB", "verdict"),
 )
 
@@ -57,6 +57,7 @@ def row(record: Mapping[str, Any]) -> list[str]:
         " × ".join(map(str, loaded.get("size", []))),
         ", ".join(outputs),
         figure("export dynamic", "seconds", ".0f"),
+        figure("export dynamic", "folding", ".1f"),
         figure("parity dynamic", "value", ".0e"),
         figure("parity static", "value", ".0e"),
         figure("fp16", "sqnr_db", ".1f"),

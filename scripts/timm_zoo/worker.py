@@ -7,20 +7,24 @@ layer scale of 1e-5 a block could compute anything, and nobody would see it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
+import onnx_ir as ir
 import timm
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes import PassResult
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -37,6 +41,7 @@ from vitexport.quantize import quantize
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
+from vitexport.rewrites.simplify import Simplify
 from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import open_onnx
 from vitexport.targets import OPSET, resolve
@@ -104,9 +109,12 @@ def _stages(row: Row, module: sources.Exposed, source: ModelSource, folder: Path
     row.data["variation"] = variation(wanted)
     for words in (BATCH, BatchRange.parse("1")):
         kind = "dynamic" if words.is_dynamic else "static"
-        exported = row.stage(f"export {kind}", functools.partial(export, module, source, folder, words), graph_facts)
+        folding: list[float] = []
+        with timed_folding(folding):
+            exported = row.stage(f"export {kind}", functools.partial(export, module, source, folder, words), graph_facts)
         if exported is None:
             return
+        row.data["stages"][f"export {kind}"]["folding"] = sum(folding)
         sizes = (1, 2, 3) if words.is_dynamic else (1,)
         check = row.stage(
             f"parity {kind}",
@@ -184,6 +192,22 @@ def describe(source: ModelSource) -> dict[str, Any]:
         "size": [source.preprocess.height, source.preprocess.width],
         "outputs": {output.name: list(output.shape) for output in source.outputs},
     }
+
+
+@contextlib.contextmanager
+def timed_folding(seconds: list[float]) -> Iterator[None]:
+    """A block in which each clean-up of an exported graph, constant folding above all, adds its seconds."""
+    call = Simplify.call
+
+    def timed(self: Simplify, model: ir.Model) -> PassResult:
+        start = time.perf_counter()
+        try:
+            return call(self, model)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    with mock.patch.object(Simplify, "call", timed):
+        yield
 
 
 def export(module: sources.Exposed, source: ModelSource, folder: Path, batch: BatchRange) -> OnnxModel:

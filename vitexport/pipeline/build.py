@@ -14,7 +14,7 @@ from vitexport import bundle as bundles
 from vitexport.artifacts import Engine, OnnxModel, Outputs, Progress, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
 from vitexport.engine import make_engine
-from vitexport.errors import DeviceError, MissingDependencyError
+from vitexport.errors import DeviceError, MissingDependencyError, NothingToQuantizeError
 from vitexport.export import export_onnx
 from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
@@ -60,11 +60,11 @@ def _build(work: Work) -> Report:
     exported = _export(work)
     reference = _reference(work, exported)
     checks = [_parity(work, exported, reference)]
-    candidates = [make_candidate(work, precision, exported, reference) for precision in work.prepared.precisions]
+    candidates, left_out = _candidates(work, exported, reference)
     candidates += _instead(work, candidates, exported, reference)
     timing = _time_cpu(work, exported, candidates, reference)
     chosen, notes = _choose(work, candidates, timing)
-    notes += chosen.notes
+    notes += [*left_out, *chosen.notes]
     checks += chosen.numerics.checks
     checks += _refused_int8(candidates, chosen)
     checks += _speed_checks(work, chosen, timing)
@@ -88,6 +88,19 @@ def _build(work: Work) -> Report:
     work.progress("writing the bundle")
     _write(work, chosen, shipped, engine, reference, report)
     return report
+
+
+def _candidates(work: Work, exported: OnnxModel, reference: Reference) -> tuple[list[Candidate], list[str]]:
+    """Every precision that is to be tried; ``auto`` goes on without INT8 where nothing can be quantized, and says so."""
+    candidates, left_out = [], []
+    for precision in work.prepared.precisions:
+        try:
+            candidates.append(make_candidate(work, precision, exported, reference))
+        except NothingToQuantizeError as error:  # noqa: PERF203 - two or three turns of minutes each
+            if work.request.precision != "auto":
+                raise
+            left_out.append(f"INT8 was left out: {error}")
+    return candidates, left_out
 
 
 def _export(work: Work) -> OnnxModel:

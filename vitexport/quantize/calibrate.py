@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from vitexport.artifacts import OnnxModel, Outputs, Progress
 from vitexport.datasets import ImageSet
-from vitexport.errors import InputError, UsageError
+from vitexport.errors import NothingToQuantizeError, UsageError
 from vitexport.preprocess import PreprocessSpec, normalize
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.equalize import (
@@ -150,7 +150,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     model = load(work.model.path)
     sites = find_sites(model.graph, work.settings, convolutions=work.cpu is None)
     if not sites:
-        raise InputError(_nothing(work.settings))
+        raise NothingToQuantizeError(_nothing(work.settings))
     with threadpool_limits(1):
         images = _images(work, 0)
         folds = find_folds(model, sites, images) if work.settings.equalize else ()
@@ -189,7 +189,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
 def _nothing(settings: QuantSettings) -> str:
     if settings.include or settings.exclude:
         return "--include and --exclude leave no linear layer to quantize; `vitexport inspect` of a bundle lists the layers."
-    return "The model has no linear layer with a constant weight; there is nothing to quantize."
+    return "The model has no linear layer with a constant weight that the target computes in integers."
 
 
 def _each(step: Callable[[T], R], items: Sequence[T]) -> list[R]:
