@@ -19,6 +19,7 @@ from vitexport.rewrites.lower_gelu import LowerGelu
 from vitexport.rewrites.lower_layernorm import LowerLayerNorm
 from vitexport.rewrites.lower_opset import LowerOpset
 from vitexport.rewrites.module_names import ModuleNames
+from vitexport.rewrites.scale_query import ScaleQuery
 from vitexport.rewrites.simplify import Simplify
 
 # The oldest opset with a Gelu operator, and the newest that TensorRT 10.3 (JetPack 6.1) parses.
@@ -45,7 +46,12 @@ def export_onnx(  # noqa: PLR0913 - the target's three limits
         ToolchainError: PyTorch's exporter failed, or the graph cannot be written in `opset`.
     """
     exported = _trace(model, source, batch)
-    rewrites: list[InPlacePass] = [Simplify(), ModuleNames(dict(model.named_modules()), prefix=WRAPPED), LowerCol2Im()]
+    rewrites: list[InPlacePass] = [
+        Simplify(),
+        ModuleNames(dict(model.named_modules()), prefix=WRAPPED),
+        LowerCol2Im(),
+        ScaleQuery(),
+    ]
     if opset < 20:
         rewrites.append(LowerGelu())
     if not layernorm_op:

@@ -95,9 +95,10 @@ def test_what_is_large_on_real_images_stays_wide() -> None:
         "small": pytest.approx(float(X.max())),
         "large": pytest.approx(1e4 * float(X.max())),
     }
-    assert by_rule(model.graph, reached) == {"large"}
-    assert by_rule(model.graph, {**reached, "large": float("nan")}) == {"large"}
-    assert by_rule(model.graph, {**reached, "large": 8000.0}) == frozenset()
+    # What reads it too: a Cast to float16 in between would make it infinite.
+    assert by_rule(model.graph, reached) == {"large", LOGITS}
+    assert by_rule(model.graph, {**reached, "large": float("nan")}) == {"large", LOGITS}
+    assert by_rule(model.graph, {**reached, "large": 4000.0}) == frozenset()
 
 
 @pytest.mark.parametrize(("value", "wide"), [(1e-9, True), (1e-6, False), (1e5, True), (-np.inf, False), (-1e32, False)])
@@ -120,6 +121,20 @@ def test_a_large_stream_and_what_normalizes_it_stay_wide_but_no_bias() -> None:
     large = {"product": 600.0, "biased": 600.0, "stream": 600.0}
     assert by_rule(model.graph, large) == {"stream", "norm"}
     assert by_rule(model.graph, {**large, "stream": 500.0}) == frozenset()
+
+
+@pytest.mark.parametrize(("reached", "wide"), [(200.0, {"scores", "biased", "weights"}), (100.0, set())])
+def test_large_scores_and_their_softmax_stay_wide(reached: float, wide: set[str]) -> None:
+    nodes = [
+        node("Relu", ["image"], ["query"]),
+        node("MatMul", ["query", "keys"], ["scores"]),
+        node("Add", ["scores", "bias"], ["biased"]),
+        node("Softmax", ["biased"], ["weights"]),
+        node("Neg", ["weights"], [LOGITS]),
+    ]
+    constants = {"keys": np.eye(8, dtype=np.float32), "bias": np.ones((5, 8), np.float32)}
+    model = graph_of(nodes, constants, [2, 5, 8])
+    assert by_rule(model.graph, {"scores": reached, "biased": reached}) == wide
 
 
 def test_probabilities_stay_wide_and_attention_does_not() -> None:

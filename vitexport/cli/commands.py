@@ -64,7 +64,8 @@ def cli() -> None:
 def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     """Export, quantize, compile and validate MODEL for TARGET, and write the bundle.
 
-    MODEL is a timm name (vit_small_patch16_224, vit_small_patch16_224.augreg_in1k), hf-hub:… or local-dir:… .
+    MODEL is a timm name (vit_small_patch16_224, vit_small_patch16_224.augreg_in1k), hf-hub:…, local-dir:… or
+    torchvision:vit_b_16.
     """
     request = _request(arguments)
     from vitexport.pipeline import run
@@ -249,8 +250,9 @@ def predict(
         _check_array_file(out)
     prediction = load(bundle, backend=backend, engine=engine).predict(list(images))
     if out is not None:
+        arrays: dict[str, Any] = dict(prediction.outputs)
         with out.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **prediction.outputs)
+            np.savez(stream, **arrays)
     if not prediction.class_names:
         rows = show.output_rows(images, prediction.outputs)
         if as_json:

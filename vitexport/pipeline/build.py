@@ -319,7 +319,8 @@ def _ship(chosen: Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
     for path in folder.glob("model.*.onnx"):
         if path != exported.path:
             remove(path)
-    return dataclasses.replace(chosen.onnx, path=final)
+    shipped = chosen.onnx
+    return OnnxModel.of(final, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
 
 
 def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage

@@ -314,7 +314,10 @@ def _pick(values: Rows, tensor: Tensor, batch: Batch) -> Rows:
     count = len(batch.images)
     channels = (values.shape[1] if tensor.channels_first else values.shape[-1]) if tensor.per_channel else 1
     by_channel = tensor.per_channel and tensor.channels_first
-    tokens = values.reshape(count, channels, -1).swapaxes(1, 2) if by_channel else values.reshape(count, -1, channels)
+    if by_channel:
+        # The first axis may be windows of all images, one image's after another's.
+        values = values.reshape(len(values), channels, -1).swapaxes(1, 2)
+    tokens = values.reshape(count, -1, channels)
     length = tokens.shape[1]
     take = min(_rows_of(tensor, batch), length)
     steps = np.arange(take) * length // take

@@ -24,6 +24,9 @@ from vitexport.rewrites.graph import constant, module_of, operand
 # TensorRT documents INT8 fused attention for these head sizes and up to so many tokens.
 FUSED_HEAD_SIZES = (16, 32, 64)
 FUSED_TOKENS = 512
+# INT8 dot products take four values of a sum at once, and more; what sums over fewer gains nothing. ConViT projects the
+# three numbers of a relative position, up to 13², and everything hangs on them.
+FEWEST_INPUTS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,7 +119,11 @@ def _classify(
         mixes_all = "group" not in node.attributes or node.attributes["group"].as_int() == 1
         padded = "pads" in node.attributes and any(node.attributes["pads"].as_ints())
         layout = "conv" if is_patch or padded or math.prod(weight.shape[2:]) > 1 else "pointwise"
-        return (settings.placement.patch if is_patch else mixes_all), layout, weight.reshape(weight.shape[0], -1).T
+        enough = math.prod(weight.shape[1:]) >= FEWEST_INPUTS
+        wanted = settings.placement.patch if is_patch else mixes_all and enough
+        return wanted, layout, weight.reshape(weight.shape[0], -1).T
+    if node.op_type == "MatMul" and weight.shape[0] < FEWEST_INPUTS:
+        return False, "kn", weight
     is_head = node.op_type == "Gemm" or any(output.name in ends for output in node.outputs)
     if weight.ndim != 2:
         return False, "kn", weight

@@ -82,6 +82,8 @@ def write(model: ir.Model, path: Path) -> None:
         ir.save(model, path, external_data=data_file(path).name)
     else:
         path.write_bytes(_serialized(model))
+        # Of a larger graph that had this name before.
+        data_file(path).unlink(missing_ok=True)
 
 
 def _serialized(model: ir.Model) -> bytes:

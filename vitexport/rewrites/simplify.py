@@ -22,7 +22,12 @@ ROUNDS = 2
 FREE_BYTES = 1 << 20
 GROWTH = 4
 # Nodes that a constant does not come from, whatever they read.
-NEVER = frozenset({"QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "If", "Loop", "Scan"})
+NEVER = frozenset(
+    {
+        *("QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan", "Bernoulli", "Multinomial"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    }
+)
 # Not among them: the rules that make Clip of Min and Max. They leave a graph whose new constants belong to no graph where
 # two clamps read one number (Gemma 4's linear layers); no upstream issue was found.
 RULES = (

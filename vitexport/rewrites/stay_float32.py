@@ -5,8 +5,11 @@ By rule, never by a list of models or of names:
 - **Statistics.** Sums of squares, exponentials and their roots overflow float16 at 256² and lose an ε of 1e-12; so
   reductions that compute them stay float32, and with them the elementwise nodes that feed only them, and those that follow
   until the statistic has been applied to the data (x / (norm + ε) is the last one).
-- **Large values.** A node whose result comes near float16's end, 65,504, on real images, stays float32; so does one that
+- **Large values.** A node whose result comes near float16's end, 65,504, on real images, stays float32, and so do those
+  that read the result; so does one that
   reads a constant beyond it (a mask apart), or a single number that float16 would make 0.
+- **Scores.** A softmax whose input reaches `LARGE_SCORE`, where a step of float16 changes a probability by a tenth and more,
+  stays float32 with the sums and the product in front of it.
 - **Probabilities.** A softmax that the graph returns: float16 would lose the small ones.
 - **Residual stream.** A few channels of a real ViT's stream reach 1,000 and more, where float16's step is 0.5 to 1 and what
   a block adds is lost; sums that reach `LARGE_RESIDUAL`, biases of products apart, stay float32, and so does the
@@ -26,10 +29,12 @@ from numpy.typing import NDArray
 
 from vitexport.rewrites import session
 from vitexport.rewrites.float16 import LARGEST, MASK
-from vitexport.rewrites.graph import constant, make_node, unique_name
+from vitexport.rewrites.graph import constant, make_node, operand, unique_name
 
-# An eighth of float16's largest number: other images reach further than those that were looked at.
-LARGE = LARGEST / 8
+# A sixteenth of float16's largest number: other images reach further than those that were looked at.
+LARGE = LARGEST / 16
+# From here on a step of float16 is 0.125: e to that is 1.13.
+LARGE_SCORE = 128.0
 # Half of this and less becomes 0.
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 # From here on a step of float16 is 0.5.
@@ -90,13 +95,32 @@ def peaks(model: ir.Model, images: NDArray[np.float32]) -> Mapping[str, float]:
 def by_rule(graph: ir.Graph, reached: Mapping[str, float]) -> frozenset[str]:
     """The rules of this module; `reached` is what `peaks` returns."""
     wide = {node for node in graph if _computes_float(node) and _is_large(node, reached)}
+    wide |= {node for node in graph if _computes_float(node) and any(_is_beyond(value, reached) for value in node.inputs)}
     wide |= {node for node in graph if any(_does_not_fit(constant(value)) for value in node.inputs)}
     wide |= _statistics(graph)
-    wide |= {node for node in graph if node.op_type == "Softmax" and node.outputs[0].is_graph_output()}
+    for node in graph:
+        if node.op_type == "Softmax":
+            if node.outputs[0].is_graph_output():
+                wide.add(node)
+            if not reached.get(str(operand(node, 0).name), 0.0) < LARGE_SCORE:
+                wide |= {node, *_before(node)}
     for node in graph:
         if node.op_type in NORMALIZATIONS and any(_producer(value) in wide for value in node.inputs[:1]):
             wide.add(node)
     return frozenset(str(node.name) for node in wide)
+
+
+def _before(softmax: ir.Node) -> set[ir.Node]:
+    """The sums and the product that compute the input of `softmax`."""
+    found: set[ir.Node] = set()
+    node = _producer(softmax.inputs[0])
+    while node is not None and node.op_type in ELEMENTWISE | PRODUCTS:
+        found.add(node)
+        if node.op_type in PRODUCTS:
+            break
+        computed = [producer for value in node.inputs if (producer := _producer(value)) is not None]
+        node = next((producer for producer in computed if producer.op_type in ELEMENTWISE | PRODUCTS), None)
+    return found
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:
@@ -113,6 +137,11 @@ def _is_large(node: ir.Node, reached: Mapping[str, float]) -> bool:
     if not most < LARGE:
         return True
     return node.op_type == "Add" and not _is_bias(node) and most >= LARGE_RESIDUAL
+
+
+def _is_beyond(value: ir.Value | None, reached: Mapping[str, float]) -> bool:
+    """Whether a node reads what a Cast to float16 in front of it might make infinite."""
+    return value is not None and not reached.get(str(value.name), 0.0) < LARGE
 
 
 def _does_not_fit(array: NDArray[Any] | None) -> bool:

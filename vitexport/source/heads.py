@@ -38,8 +38,13 @@ class Exposed(nn.Module):
         """Outputs of float32 [n, 3, height, width], in the order of `specs`."""
         maps: Sequence[torch.Tensor] = ()
         if self.features:
+            # Hiera stops behind the last map that is asked for unless it is told otherwise, and has no trunk's output then.
             found = self.model.forward_intermediates(  # type: ignore[operator]
-                image, indices=self.features, output_fmt="NCHW", intermediates_only=self.head is None
+                image,
+                indices=self.features,
+                output_fmt="NCHW",
+                intermediates_only=self.head is None,
+                stop_early=self.head is None,
             )
             trunk, maps = (None, found) if self.head is None else found
             last = () if self.head is None else _flat(self._end(trunk))
@@ -105,6 +110,8 @@ def _check_features(model: nn.Module, request: ModelRequest) -> None:
         raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
     if request.head == "none":
         raise UsageError("--features with --head none: give --features alone, or with classifier, features or tokens.")
+    if min(request.features) < 0:
+        raise UsageError(f"--features {','.join(map(str, request.features))}: count blocks or stages from 0.")
     if len(set(request.features)) != len(request.features) or sorted(request.features) != list(request.features):
         raise UsageError(f"--features {','.join(map(str, request.features))}: give each index once, in rising order.")
 

@@ -169,6 +169,8 @@ def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> int:
     try:
         with torch.inference_mode():
             outputs = exposed(image)
+    except (MemoryError, InputError):
+        raise
     except Exception as error:
         # A module raises whatever its arithmetic meets: AssertionError, RuntimeError, IndexError …
         raise InputError(

@@ -33,7 +33,9 @@ def check_name(request: ModelRequest) -> None:
         return
     if ":" in name:
         if not name.startswith(("hf-hub:", "hf_hub:")):
-            raise InputError(f"Model {name!r}: the prefix is unknown; use a timm name, hf-hub:… or local-dir:….")
+            raise InputError(
+                f"Model {name!r}: the prefix is unknown; use a timm name, hf-hub:…, local-dir:… or torchvision:…."
+            )
         return
     architecture, dot, tag = name.partition(".")
     if dot and not tag:

@@ -96,7 +96,9 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
         ToolchainError: The two networks differ in what they compute.
     """
     kwargs = create_kwargs(request)
-    chosen = _weights(request.name) if request.pretrained and request.checkpoint is None else None
+    # A checkpoint of one's own, too, is of the size and takes the pictures of the weights that the name stands for.
+    chosen = _weights(request.name) if request.pretrained or request.checkpoint is not None else None
+    downloaded = weights and request.checkpoint is None
     architecture = request.name.removeprefix(PREFIX).partition(".")[0]
     torch.manual_seed(request.seed)
     size = int(chosen.meta["min_size"][0]) if chosen is not None else 224
@@ -104,7 +106,7 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
     try:
         with quiet():
             theirs: VisionTransformer = get_model(architecture, weights=None, image_size=size, num_classes=classes)
-            if chosen is not None and weights:
+            if chosen is not None and downloaded:
                 theirs.load_state_dict(chosen.get_state_dict(progress=False, check_hash=True, weights_only=True))
         if chosen is None:
             # torchvision starts with a head of zeros, whose logits would all be 0.

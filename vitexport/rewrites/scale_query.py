@@ -1,0 +1,72 @@
+"""A graph whose attention scales its scores enters; the same attention with the scale on q leaves: one form for all.
+
+``softmax(s · (q kᵀ) + bias)`` becomes ``softmax((s · q) kᵀ + bias)``. timm's networks have it both ways; TensorRT's fused
+attention is documented for a scale on q or k, and in float16 the product of unscaled q and k overflows first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
+
+from vitexport.rewrites.graph import add_constant, constant, make_node, only_consumer, operand
+
+
+class ScaleQuery(InPlacePass):
+    """Move every constant number that multiplies the scores of a softmax to the first operand of their product."""
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Move one by one."""
+        found = [match for node in model.graph if node.op_type == "Softmax" and (match := _match(node)) is not None]
+        for product, scale, number in found:
+            _move(model.graph, product, scale, number)
+        return PassResult(model, modified=bool(found))
+
+    def ensures(self, model: ir.Model) -> None:
+        """None is left between a product and its softmax."""
+        for node in model.graph:
+            if node.op_type == "Softmax" and _match(node) is not None:
+                raise PostconditionError(f"the scores of {node.name} are still scaled")
+
+
+def _match(softmax: ir.Node) -> tuple[ir.Node, ir.Node, float] | None:
+    """The product, the node behind it that scales it, and by what; None where there is no such node.
+
+    Only Adds may stand between the scale and the softmax: what they add is not scaled, and stays as it is.
+    """
+    value = operand(softmax, 0)
+    node = value.producer()
+    while node is not None and node.op_type == "Add" and only_consumer(node.outputs[0]) is not None:
+        behind = [producer for entry in node.inputs if entry is not None and (producer := entry.producer()) is not None]
+        scaled = [producer for producer in behind if producer.op_type in ("Mul", "Div", "Add")]
+        node = scaled[0] if len(scaled) == 1 else None
+    if node is None or node.op_type not in ("Mul", "Div") or only_consumer(node.outputs[0]) is None:
+        return None
+    number = _number(node)
+    product = next((p for entry in node.inputs if entry is not None and (p := entry.producer()) is not None), None)
+    if number is None or product is None or product.op_type != "MatMul" or only_consumer(product.outputs[0]) is not node:
+        return None
+    both_computed = all(constant(entry) is None for entry in product.inputs)
+    return (product, node, number) if both_computed else None
+
+
+def _number(node: ir.Node) -> float | None:
+    """The single number that `node` multiplies by."""
+    arrays: list[NDArray[np.float32] | None] = [constant(value) for value in node.inputs]
+    if node.op_type == "Div":
+        divisor = arrays[1]
+        return 1 / float(divisor.flat[0]) if divisor is not None and divisor.size == 1 and divisor.flat[0] else None
+    factors = [array for array in arrays if array is not None]
+    return float(factors[0].flat[0]) if len(factors) == 1 and factors[0].size == 1 else None
+
+
+def _move(graph: ir.Graph, product: ir.Node, scale: ir.Node, number: float) -> None:
+    query = operand(product, 0)
+    factor = add_constant(graph, f"{product.name}.scale", np.asarray(number, np.float32))
+    scaled = make_node("Mul", [query, factor], name=f"{product.name}/query", dtype=ir.DataType.FLOAT, shape=query.shape)
+    graph.insert_before(product, [scaled])
+    product.replace_input_with(0, scaled.outputs[0])
+    scale.outputs[0].replace_all_uses_with(product.outputs[0])
+    graph.remove(scale, safe=True)
