@@ -96,3 +96,12 @@ def test_a_bundle_holds_and_verifies_the_weights_beside_its_graphs(tmp_path: Pat
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     with pytest.raises(BundleError, match=r"model\.onnx\.data in bundle .* has sha256"):
         open_bundle(out)
+
+
+def test_weights_beside_a_graph_go_when_it_fits_one_file(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load(large.with_name("model.float.onnx"))
+    monkeypatch.setattr(rewrites, "LARGEST_FILE", 1 << 30)
+    save(small, large)
+    assert not data_file(large).exists()
+    described = OnnxModel.of(large, opset=20, batch=BatchRange.parse("1"), precision="fp32")
+    assert described.size == large.stat().st_size

@@ -269,3 +269,26 @@ def test_every_output_of_the_graph_agrees_with_pytorch_at_every_batch(request_: 
             seen = run(path, images, output=name)
             assert seen.shape == expected.shape
             np.testing.assert_allclose(seen, expected, atol=1e-4 * float(np.abs(expected).max()))
+
+
+def test_hiera_gives_its_head_beside_maps_of_early_stages() -> None:
+    """timm's Hiera stops behind the last stage that is asked for, unless it is told not to."""
+    request = ModelRequest(
+        name="hiera_tiny_224",
+        pretrained=False,
+        kwargs={"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)},
+        img_size=64,
+        num_classes=7,
+    )
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for head in ("classifier", "features", "tokens"):
+        with torch.inference_mode():
+            alone = load(dataclasses.replace(request, head=head))[0](images)[0]
+            beside = load(dataclasses.replace(request, head=head, features=(0, 1)))[0](images)
+        assert len(beside) == 3
+        torch.testing.assert_close(beside[0], alone)
+
+
+def test_features_are_counted_from_the_front() -> None:
+    with pytest.raises(UsageError, match=r"--features -1,2: count blocks or stages from 0"):
+        load(asked(features=(-1, 2)))

@@ -61,7 +61,9 @@ def test_an_unknown_tag_is_refused_with_those_that_exist() -> None:
 
 
 def test_an_unknown_prefix_is_refused() -> None:
-    with pytest.raises(InputError, match=r"'s3:vit': the prefix is unknown; use a timm name, hf-hub:… or local-dir:…"):
+    with pytest.raises(
+        InputError, match=r"'s3:vit': the prefix is unknown; use a timm name, hf-hub:…, local-dir:… or torchvision:…"
+    ):
         load(ModelRequest(name="s3:vit"))
 
 

@@ -148,3 +148,19 @@ def test_a_cpu_has_nothing_to_quantize_in_convolutions(tmp_path: Path) -> None:
     model = OnnxModel.of(path, opset=20, batch=BatchRange.parse("1"), precision="fp32")
     with pytest.raises(NothingToQuantizeError, match="no linear layer with a constant weight"):
         quantize(model, digits(32), SPEC, tmp_path, cpu=CPU)
+
+
+def test_windows_of_several_images_keep_their_channels() -> None:
+    """The first axis of a map may be windows: all of one image, then all of the next."""
+
+    class Windows:
+        def run(self, batch: Any) -> dict[str, Any]:
+            values = np.arange(2 * len(batch) * 3 * 4, dtype=np.float32).reshape(2 * len(batch), 3, 2, 2) % 4
+            return {"x": values + 100 * np.arange(3, dtype=np.float32)[:, None, None], LOGITS: np.ones((len(batch), 2))}
+
+    backend: Any = Windows()
+    batches = [Batch(images=np.zeros((2, 3, 1, 1), np.float32), first=0, rows=8)]
+    tensor = Tensor(name="x", per_channel=True, channels_first=True)
+    seen = observe(backend, [tensor], [LOGITS], batches, 2, lambda *_: None).activations["x"]
+    np.testing.assert_array_equal(seen.histogram.low, [0, 100, 200])
+    np.testing.assert_array_equal(seen.histogram.high, [3, 103, 203])
