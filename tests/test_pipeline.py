@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 import tracemalloc
@@ -151,7 +152,8 @@ def test_float16_is_judged_as_float16_however_it_is_typed(target: str, jetpack: 
 def candidate(precision: Precision, status: Status) -> Candidate:
     check = Check(name="agreement", status=status, message="")
     graph = OnnxModel(path=Path("model.onnx"), sha256="", size=1, opset=20, batch=BatchRange.parse("1"), precision=precision)
-    return Candidate(onnx=graph, recipe=None, numerics=Numerics(checks=(check,), figures={}), golden={})
+    numerics = Numerics(checks=(check,), figures={})
+    return Candidate(onnx=graph, recipe=None, numerics=numerics, golden={}, stay_float32=frozenset())
 
 
 @pytest.mark.parametrize("target", ["b300", "l4"])
@@ -436,3 +438,32 @@ def test_auto_goes_on_in_float_where_a_cpu_has_nothing_to_quantize(tmp_path: Pat
     with pytest.raises(NothingToQuantizeError, match="no linear layer with a constant weight"):
         run(sample_request(tmp_path / "int8", precision="int8", **words), silent)
     assert not (tmp_path / "int8").exists()
+
+
+ORIN: dict[str, Any] = {"target": "jetson-orin-nano-8gb", "jetpack": "6.2"}
+
+
+def test_equalization_that_would_change_the_float_model_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The room names a function as its module, so that the module is only to be had by its full name.
+    monkeypatch.setattr(importlib.import_module("vitexport.quantize.calibrate"), "_difference", lambda *_: 1.0)
+    bundle, report = run(sample_request(tmp_path / "out", **ORIN), silent)
+    [note] = [note for note in report.notes if "without equalization" in note]
+    assert note.startswith("12 groups of layers were quantized without equalization")
+    assert bundle.manifest.recipe is not None
+    assert set(bundle.manifest.recipe["strengths"].values()) == {0.0}
+
+
+def test_a_layer_whose_result_is_beyond_float16_is_not_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Casts between its Q/DQ and its product would cost the rounding and leave no integer arithmetic."""
+    wide = frozenset({"blocks.1.mlp.fc2/MatMul"})
+    monkeypatch.setattr("vitexport.pipeline.candidates.float32_nodes", lambda *_: wide)
+    bundle, report = run(sample_request(tmp_path / "out", **ORIN), silent)
+    assert bundle.manifest.recipe is not None
+    assert bundle.manifest.recipe["stay_float"] == ["blocks.1.mlp.fc2"]
+    assert "1 layers stay float, since their results are beyond float16: blocks.1.mlp.fc2." in report.notes
+    graph = onnx.load(str(bundle.artifact("onnx"))).graph
+    [product] = [node for node in graph.node if node.name == "blocks.1.mlp.fc2/MatMul"]
+    behind = {node.output[0]: node.op_type for node in graph.node}
+    assert [behind.get(name) for name in product.input] == ["Cast", None]

@@ -20,7 +20,7 @@ from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
-from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over
+from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images
 from vitexport.preprocess import normalize
 from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
@@ -35,7 +35,6 @@ from vitexport.validate.probes import golden_count, probe_pixels
 from vitexport.validate.reference import description, reference_outputs, reference_runner
 
 LATENCY_SECONDS = 6.0
-PEAK_IMAGES = 4
 WIDEST_FIRST = ("fp32", "fp16", "int8")
 
 
@@ -73,7 +72,7 @@ def _build(work: Work) -> Report:
     if timing is not None and timing.caution:
         notes.append(timing.caution)
     if target.typing is not None:
-        engine = _engine(work, shipped, reference)
+        engine = _engine(work, shipped, chosen)
         checks += _engine_checks(work, engine, chosen, reference)
         notes.append(_CPU_NUMERICS)
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
@@ -117,13 +116,11 @@ def _export(work: Work) -> OnnxModel:
         )
 
 
-def _engine(work: Work, shipped: OnnxModel, reference: Reference) -> Engine:
+def _engine(work: Work, shipped: OnnxModel, chosen: Candidate) -> Engine:
     target = work.prepared.target
     work.progress(f"compiling the engine for {target.name}" if target.engine_here else "writing the engine's recipe")
     with work.watch.stage("engine"):
-        return make_engine(
-            shipped, work.prepared.source.preprocess, target, work.folder, stay_float32=reference.stay_float32
-        )
+        return make_engine(shipped, work.prepared.source.preprocess, target, work.folder, stay_float32=chosen.stay_float32)
 
 
 _CPU_NUMERICS = (
@@ -149,9 +146,7 @@ def _reference(work: Work, exported: OnnxModel) -> Reference:
     wide: frozenset[str] = frozenset()
     if prepared.target.typing is not None:
         with work.watch.stage("float16"):
-            count = min(max(PEAK_IMAGES, work.request.batch.minimum), work.request.batch.maximum)
-            pictures = np.resize(golden_pixels, (count, *golden_pixels.shape[1:]))
-            wide = float32_nodes(load(exported.path), normalize(pictures, spec))
+            wide = float32_nodes(load(exported.path), peak_images(work, golden_pixels))
     return Reference(
         images=images,
         outputs=outputs,

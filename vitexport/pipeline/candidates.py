@@ -12,14 +12,15 @@ from vitexport.engine import lowered_layernorm
 from vitexport.errors import InputError
 from vitexport.export import FILE_NAME as EXPORT_NAME
 from vitexport.legality import refuse
-from vitexport.pipeline.work import Reference, Work, golden_images, over
+from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images
 from vitexport.quantize import Calibrated, Calibration, calibrate, write
-from vitexport.quantize.calibrate import RESIDUAL_SQNR_DB
+from vitexport.quantize.calibrate import FOLD_LIMIT, RESIDUAL_SQNR_DB
 from vitexport.quantize.fallback import fewest_float, most_sensitive_first
 from vitexport.rewrites import apply, load, remove, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
+from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import Backend, open_onnx
 from vitexport.runtime.model import run_in_batches
 from vitexport.targets import machine_cpu, misfit
@@ -34,6 +35,7 @@ class Candidate:
     recipe: QuantRecipe | None
     numerics: Numerics
     golden: dict[str, Any]
+    stay_float32: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
@@ -42,22 +44,27 @@ def make_candidate(work: Work, precision: Precision, exported: OnnxModel, refere
     if precision == "int8":
         return _int8_candidate(work, exported, reference)
     model = cpu_float(work, exported) if work.prepared.target.kind == "cpu" else exported
-    return _judge(work, model, None, precision, reference)
+    return _judge(work, model, None, precision, reference, reference.stay_float32)
 
 
 def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Candidate:
     """Every layer that was asked for; where that misses the budget, the fewest go back to float."""
     calibration, calibrated = _calibrate(work, exported)
-    ranking = most_sensitive_first(calibrated.layer_db)
+    # Of the graph that is quantized: equalization moves magnitudes from one tensor to another.
+    wide = _float32_nodes(work, calibrated, reference)
+    beyond = frozenset(module for node, module in calibrated.modules.items() if node in wide)
+    ranking = tuple(name for name in most_sensitive_first(calibrated.layer_db) if name not in beyond)
     tried: dict[frozenset[str], Candidate] = {}
 
     def build(stay_float: frozenset[str]) -> Candidate:
         if tried and next(reversed(tried)) == stay_float:
             return tried[stay_float]
         with work.watch.stage("quantize"):
-            quantized = write(calibration, calibrated, work.folder, stay_float=stay_float, exact_twin=is_foreign(work))
+            quantized = write(
+                calibration, calibrated, work.folder, stay_float=stay_float | beyond, exact_twin=is_foreign(work)
+            )
         tried.pop(stay_float, None)
-        tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference)
+        tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference, wide)
         return tried[stay_float]
 
     def accept(stay_float: frozenset[str]) -> bool:
@@ -65,11 +72,16 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
 
     replay = work.prepared.replay
     if replay is not None:
-        replay.check_layers(ranking)
-    restored = fewest_float(ranking, accept) if replay is None else replay.stay_float
+        replay.check_layers(calibrated.layer_db)
+    restored = fewest_float(ranking, accept) if replay is None else replay.stay_float - beyond
     # Each trial replaces the file of the one before; the one that is kept need not be the last.
     candidate = build(restored or frozenset())
     notes = _placement_notes(work, calibrated)
+    if calibrated.unequalized:
+        change = f"the float outputs would have changed by more than {FOLD_LIMIT:.0e}"
+        notes += (f"{calibrated.unequalized} groups of layers were quantized without equalization: with it {change}.",)
+    if beyond:
+        notes += (f"{len(beyond)} layers stay float, since their results are beyond float16: {', '.join(sorted(beyond))}.",)
     if restored:
         names = ", ".join(f"{name} ({calibrated.layer_db[name]:.1f} dB)" for name in ranking if name in restored)
         notes += (
@@ -100,8 +112,21 @@ def _placement_notes(work: Work, calibrated: Calibrated) -> tuple[str, ...]:
     return (f"Placement {placement} quantizes {len(calibrated.inputs)} {what} beyond the linear layers{detail}.",)
 
 
-def _judge(
-    work: Work, model: OnnxModel, quantized: QuantizedModel | None, precision: Precision, reference: Reference
+def _float32_nodes(work: Work, calibrated: Calibrated, reference: Reference) -> frozenset[str]:
+    """Nodes of the graph that is quantized which float16 cannot compute safely; none for a CPU."""
+    if work.prepared.target.typing is None:
+        return frozenset()
+    with work.watch.stage("float16"):
+        return float32_nodes(load(calibrated.folded), peak_images(work, reference.golden_pixels))
+
+
+def _judge(  # noqa: PLR0913, PLR0917 - what is judged, by what
+    work: Work,
+    model: OnnxModel,
+    quantized: QuantizedModel | None,
+    precision: Precision,
+    reference: Reference,
+    wide: frozenset[str],
 ) -> Candidate:
     """Bake float16 in where the target wants it, hold the graph against the target's rules, and against PyTorch."""
     target = work.prepared.target
@@ -109,11 +134,9 @@ def _judge(
     if quantized is not None and quantized.exact is not None:
         plain = quantized.exact
         about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
-    judged = (
-        _float16_twin(work, plain, precision, reference) if target.typing is not None and precision != "fp32" else plain.path
-    )
+    judged = _float16_twin(work, plain, precision, wide) if target.typing is not None and precision != "fp32" else plain.path
     if target.typing == "strong" and precision != "fp32":
-        model = _to_float16(work, model, precision, reference)
+        model = _to_float16(work, model, precision, wide)
     refuse(load(model.path), target)
     work.progress(f"validating {precision}")
     with work.watch.stage(f"validate {precision}"):
@@ -129,6 +152,7 @@ def _judge(
         recipe=quantized.recipe if quantized is not None else None,
         numerics=compare(reference.outputs, outputs, reference.labels, budget, specs=specs, where=about),
         golden=seen.figures,
+        stay_float32=wide,
     )
 
 
@@ -143,10 +167,10 @@ def cpu_float(work: Work, exported: OnnxModel) -> OnnxModel:
     return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
 
 
-def _float16_twin(work: Work, plain: OnnxModel, precision: Precision, reference: Reference) -> Path:
+def _float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float32: frozenset[str]) -> Path:
     """A graph that computes on this CPU what the engine computes in float16; see `EmulateFloat16`."""
     target = work.prepared.target
-    wide = set(reference.stay_float32)
+    wide = set(stay_float32)
     if target.typing == "weak" and not target.layernorm_op:
         wide |= set(lowered_layernorm(plain.path))
     path = work.folder / f"model.{precision}.judged.onnx"
@@ -179,12 +203,12 @@ def _calibrate(work: Work, exported: OnnxModel) -> tuple[Calibration, Calibrated
         return calibration, calibrate(calibration, work.folder)
 
 
-def _to_float16(work: Work, model: OnnxModel, precision: Precision, reference: Reference) -> OnnxModel:
+def _to_float16(work: Work, model: OnnxModel, precision: Precision, wide: frozenset[str]) -> OnnxModel:
     work.progress("baking float16 into the graph")
     path = work.folder / f"model.{precision}.typed.onnx"
     with work.watch.stage("float16"):
         graph = load(model.path)
-        apply(graph, Float16(reference.stay_float32))
+        apply(graph, Float16(wide))
         save(graph, path)
         if model.precision == "int8":
             remove(model.path)

@@ -19,6 +19,7 @@ from vitexport.preprocess import normalize
 from vitexport.runtime.model import join
 
 EVALUATION_BATCH = 8
+PEAK_IMAGES = 4
 KEPT_BYTES = 256 << 20
 
 
@@ -79,6 +80,14 @@ def over(images: ImageSet, work: Work, what: str, run: Callable[[NDArray[np.floa
 def golden_batch(work: Work, reference: Reference, size: int) -> NDArray[np.float32]:
     """The first `size` golden inputs, from the start again where they are fewer: float32 [size, 3, height, width]."""
     pixels = np.resize(reference.golden_pixels, (size, *reference.golden_pixels.shape[1:]))
+    return normalize(pixels, work.prepared.source.preprocess)
+
+
+def peak_images(work: Work, golden_pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A few golden inputs, as many as the graph takes in one call, to see what its tensors reach: float32 [n, 3, h, w]."""
+    batch = work.request.batch
+    count = min(max(PEAK_IMAGES, batch.minimum), batch.maximum)
+    pixels = np.resize(golden_pixels, (count, *golden_pixels.shape[1:]))
     return normalize(pixels, work.prepared.source.preprocess)
 
 

@@ -77,6 +77,7 @@ class Calibrated:
         strengths: Equalization strength by module; by group of `inputs` that of q against k.
         layer_db: SQNR of each layer's own output on calibration rows, by module, and of the least input of each group of
             `inputs`: the cheap measure of its sensitivity.
+        unequalized: How many groups of layers could not be equalized without changing the float function.
     """
 
     folded: Path
@@ -86,6 +87,7 @@ class Calibrated:
     ranges: Mapping[str, Range]
     strengths: Mapping[str, float]
     layer_db: Mapping[str, float]
+    unequalized: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,6 +185,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
             **{site.module: group.equalization.strength for group in groups for site in group.sites},
         },
         layer_db={**input_db, **{modules[layer.node]: decibels for layer, decibels in results}},
+        unequalized=len(wanted.layers) - len(kept.layers),
     )
 
 
