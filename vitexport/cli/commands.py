@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 import numpy as np
 
-from vitexport.artifacts import BatchRange
+from vitexport.artifacts import BatchRange, Outputs
 from vitexport.bundle import Bundle, open_bundle
 from vitexport.cli import show
 from vitexport.cli.options import PATH, build_options, output_options
@@ -250,9 +250,7 @@ def predict(
         _check_array_file(out)
     prediction = load(bundle, backend=backend, engine=engine).predict(list(images))
     if out is not None:
-        arrays: dict[str, Any] = dict(prediction.outputs)
-        with out.open("wb") as stream:
-            np.savez(stream, **arrays)
+        _write_arrays(out, prediction.outputs)
     if not prediction.class_names:
         rows = show.output_rows(images, prediction.outputs)
         if as_json:
@@ -277,8 +275,21 @@ def _check_array_file(path: Path) -> None:
     """Refuse before the work what cannot be written after it."""
     if path.suffix != ".npz":
         raise UsageError(f"--out {path}: outputs are written as NumPy arrays; give a name that ends in .npz.")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"--out {path} cannot be written: it is a folder, or its folder does not exist.")
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {path} cannot be written: it is a folder, or its folder does not exist or is read-only.")
+
+
+def _write_arrays(path: Path, outputs: Outputs) -> None:
+    """Write `outputs` whole or not at all: an older file stays until the new one is complete."""
+    arrays: dict[str, Any] = dict(outputs)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            np.savez(stream, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _request(arguments: dict[str, Any]) -> Any:

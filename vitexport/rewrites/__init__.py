@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassError, Sequential
 
 from vitexport.artifacts import data_file
-from vitexport.errors import ToolchainError
+from vitexport.errors import InputError, ToolchainError
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 # Types that NumPy has itself; the others are left to the message.
@@ -126,8 +126,19 @@ def remove(path: Path) -> None:
 def session(
     model: ir.Model, *, outputs: Sequence[str] | None = None, threads: int | None = None, exact: bool = False
 ) -> OnnxRuntimeBackend:
-    """`model` loaded in ONNX Runtime, by way of a file: it keeps the bytes of a model that it is handed."""
+    """`model` loaded in ONNX Runtime, by way of a file: it keeps the bytes of a model that it is handed.
+
+    Raises:
+        InputError: The folder for temporary files is full, or refuses.
+        ToolchainError: ONNX Runtime refuses the graph.
+    """
     with tempfile.TemporaryDirectory(prefix="vitexport-") as folder:
         path = Path(folder) / "graph.onnx"
-        write(model, path)
+        try:
+            write(model, path)
+        except OSError as error:
+            raise InputError(
+                f"A graph of {weight_bytes(model) / 2**20:.0f} MiB cannot be kept in {tempfile.gettempdir()} while it is "
+                f"looked at: {error.strerror}. Make room there, or name another folder with TMPDIR."
+            ) from error
         return OnnxRuntimeBackend(path, outputs=outputs, threads=threads, exact=exact)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError
 
-from vitexport.rewrites.graph import add_constant, constant, make_node, only_consumer, operand
+from vitexport.rewrites.graph import add_constant, make_node, only_consumer, operand
+from vitexport.rewrites.origin import computed, factor
 
 
 class ScaleQuery(InPlacePass):
@@ -36,30 +36,18 @@ def _match(softmax: ir.Node) -> tuple[ir.Node, ir.Node, float] | None:
 
     Only Adds may stand between the scale and the softmax: what they add is not scaled, and stays as it is.
     """
-    value = operand(softmax, 0)
-    node = value.producer()
+    node = operand(softmax, 0).producer()
     while node is not None and node.op_type == "Add" and only_consumer(node.outputs[0]) is not None:
-        behind = [producer for entry in node.inputs if entry is not None and (producer := entry.producer()) is not None]
+        behind = [producer for value in computed(node) if (producer := value.producer()) is not None]
         scaled = [producer for producer in behind if producer.op_type in ("Mul", "Div", "Add")]
         node = scaled[0] if len(scaled) == 1 else None
     if node is None or node.op_type not in ("Mul", "Div") or only_consumer(node.outputs[0]) is None:
         return None
-    number = _number(node)
-    product = next((p for entry in node.inputs if entry is not None and (p := entry.producer()) is not None), None)
+    number = factor(node)
+    product = computed(node)[0].producer() if number is not None and number.size == 1 else None
     if number is None or product is None or product.op_type != "MatMul" or only_consumer(product.outputs[0]) is not node:
         return None
-    both_computed = all(constant(entry) is None for entry in product.inputs)
-    return (product, node, number) if both_computed else None
-
-
-def _number(node: ir.Node) -> float | None:
-    """The single number that `node` multiplies by."""
-    arrays: list[NDArray[np.float32] | None] = [constant(value) for value in node.inputs]
-    if node.op_type == "Div":
-        divisor = arrays[1]
-        return 1 / float(divisor.flat[0]) if divisor is not None and divisor.size == 1 and divisor.flat[0] else None
-    factors = [array for array in arrays if array is not None]
-    return float(factors[0].flat[0]) if len(factors) == 1 and factors[0].size == 1 else None
+    return (product, node, float(number.flat[0])) if len(computed(product)) == 2 else None
 
 
 def _move(graph: ir.Graph, product: ir.Node, scale: ir.Node, number: float) -> None:
