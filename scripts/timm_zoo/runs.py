@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,8 +28,17 @@ def record_path(folder: Path, name: str) -> Path:
 def read(folder: Path, name: str) -> dict[str, Any] | None:
     """The record of a model that ended, well or not; None if it has none."""
     path = record_path(folder, name)
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    data = _parsed(path)
     return data if data.get("finished") else None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """A record as it is on disk; an empty one where there is none, or a power cut left half of one."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data
 
 
 def run_all(  # noqa: PLR0913 - the limits
@@ -66,7 +76,16 @@ def run_one(  # noqa: PLR0913 - the limits
     path = record_path(folder, name)
     path.unlink(missing_ok=True)
     log = path.with_suffix(".log")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(len(processors)), "PYTHONPATH": str(HERE.parent)}
+    # A process that is killed removes nothing; all that it writes is below this folder.
+    scratch = path.with_suffix(".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(len(processors)),
+        "PYTHONPATH": str(HERE.parent),
+        "TMPDIR": str(scratch),
+    }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [*COMMAND, name, str(path)]
     start, peak, killed = time.monotonic(), 0.0, None
@@ -89,14 +108,17 @@ def run_one(  # noqa: PLR0913 - the limits
                 process.wait()
                 break
             time.sleep(POLL_SECONDS)
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"name": name, "stages": {}}
+    shutil.rmtree(scratch, ignore_errors=True)
+    data = _parsed(path) or {"name": name, "stages": {}}
     if not data.get("finished"):
         words = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         last = words[-1].strip()[:300] if words else "it said nothing"
         where = data.pop("running", "start")
         data["stages"][where] = {"error": killed or f"the process ended with {process.returncode}: {last}"}
     data |= {"finished": True, "peak_mib": peak, "seconds": time.monotonic() - start, "state": state}
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    partial.rename(path)
     return data
 
 

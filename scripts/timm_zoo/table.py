@@ -12,7 +12,8 @@ INT8_LIMIT_DB = 35.0
 TARGETS = {"a10": "8.6", "l4": "8.9", "rtx-5090": "12.0"}
 HEADER = (
     *("model", "family", "parameters, M", "input", "outputs", "export s", "folding s", "parity", "static parity", "FP16 dB"),
-    *("variation", "FP32 nodes", "INT8 layers", "INT8 dB", "engines", "total s", "peak MiB", "verdict"),
+    *("variation", "FP32 nodes", "INT8 layers", "of", "INT8 dB", "all layers dB", "engines"),
+    *("total s", "peak MiB", "verdict"),
 )
 
 
@@ -42,7 +43,7 @@ def problems(record: Mapping[str, Any]) -> list[str]:
 def row(record: Mapping[str, Any]) -> list[str]:
     """One line of the table."""
     stages: Mapping[str, Mapping[str, Any]] = record["stages"]
-    loaded = stages.get("load", {})
+    loaded, quantized = stages.get("load", {}), stages.get("int8", {})
 
     def figure(stage: str, key: str, form: str) -> str:
         value = stages.get(stage, {}).get(key)
@@ -64,7 +65,9 @@ def row(record: Mapping[str, Any]) -> list[str]:
         f"{record['variation']:.2g}" if "variation" in record else "",
         figure("float32 nodes", "count", "d"),
         figure("int8", "layers", "d"),
+        str(sum(quantized[key] for key in ("layers", "floating", "beyond"))) if "floating" in quantized else "",
         figure("int8", "sqnr_db", ".1f"),
+        figure("int8", "all_db", ".1f"),
         ", ".join(engines),
         f"{record['seconds']:.0f}",
         f"{record['peak_mib']:.0f}",

@@ -30,14 +30,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitexport import source as sources
-from vitexport.artifacts import BatchRange, ModelSource, OnnxModel, Outputs
+from vitexport.artifacts import BatchRange, ModelSource, OnnxModel, Outputs, silent
 from vitexport.datasets import open_images
 from vitexport.engine import FILE_NAME, make_engine
 from vitexport.errors import VitexportError
 from vitexport.export import export_onnx
 from vitexport.legality import refuse
 from vitexport.preprocess import normalize
-from vitexport.quantize import quantize
+from vitexport.quantize import Calibration, QuantSettings, calibrate, write
+from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
@@ -55,6 +56,8 @@ BATCH = BatchRange.parse("1:2:3")
 CALIBRATION = 32
 JUDGED = 8
 SMALLEST_RMS = 0.005
+INT8_DB = 35.0
+MOST_FLOAT = 0.25
 T = TypeVar("T")
 
 
@@ -132,10 +135,11 @@ def _stages(row: Row, module: sources.Exposed, source: ModelSource, folder: Path
     if wide is None:
         return
     row.stage("fp16", lambda: float16_twin(dynamic, images, wanted, folder, wide), dict)
-    quantized = row.stage("int8", lambda: int8(dynamic, source, images, wanted, folder), lambda pair: pair[1])
+    quantized = row.stage("int8", lambda: int8(dynamic, source, images, wanted, folder), lambda found: found[2])
     if quantized is not None:
+        onnx, beyond, _ = quantized
         for target in TARGETS:
-            row.stage(f"engine {target}", functools.partial(engine, quantized[0], source, target, folder, wide), dict)
+            row.stage(f"engine {target}", functools.partial(engine, onnx, source, target, folder, beyond), dict)
 
 
 def load_alive(name: str, folder: Path) -> tuple[sources.Exposed, ModelSource]:
@@ -262,15 +266,52 @@ def noise(path: Path, images: NDArray[np.float32], wanted: Outputs) -> dict[str,
 
 def int8(
     model: OnnxModel, source: ModelSource, images: NDArray[np.float32], wanted: Outputs, folder: Path
-) -> tuple[OnnxModel, dict[str, Any]]:
-    """The Q/DQ graph of placement A, and how far it is from PyTorch on images that calibration did not see."""
+) -> tuple[OnnxModel, frozenset[str], dict[str, Any]]:
+    """The Q/DQ graph of placement A, its float32 nodes, and how far it is from PyTorch on images new to calibration.
+
+    Layers whose results are beyond float16 stay float. Where the others miss `INT8_DB`, the most sensitive of them stay
+    float too, as ``vitexport build`` does for its budget: as few as meet it, and at most `MOST_FLOAT` of them.
+    """
     pictures = folder / "calibration"
     pictures.mkdir()
     for index, picture in enumerate(calibration_pictures()):
         picture.save(pictures / f"{index:02d}.png")
-    quantized = quantize(model, open_images(pictures, limit=CALIBRATION), source.preprocess, folder, cpu=None)
-    figures = noise(quantized.onnx.path, images, wanted)
-    return quantized.onnx, figures | {"layers": len(quantized.recipe.layers)}
+    calibration = Calibration(
+        model=model,
+        images=open_images(pictures, limit=CALIBRATION),
+        spec=source.preprocess,
+        cpu=None,
+        settings=QuantSettings(),
+        progress=silent,
+    )
+    calibrated = calibrate(calibration, folder)
+    wide = float32_nodes(load(calibrated.folded), images[:3])
+    beyond = frozenset(module for node, module in calibrated.modules.items() if node in wide)
+    ranking = [name for name in most_sensitive_first(calibrated.layer_db) if name not in beyond]
+
+    def made(floating: int) -> tuple[OnnxModel, dict[str, Any]]:
+        quantized = write(calibration, calibrated, folder, stay_float=beyond.union(ranking[:floating]))
+        figures = noise(quantized.onnx.path, images, wanted)
+        counts = {"layers": len(quantized.recipe.layers), "floating": floating, "beyond": len(beyond)}
+        return quantized.onnx, figures | counts
+
+    onnx, figures = made(0)
+    whole = figures["sqnr_db"]
+    if not whole >= INT8_DB:
+        fewest = fewest_that(lambda floating: made(floating)[1]["sqnr_db"] >= INT8_DB, int(len(ranking) * MOST_FLOAT))
+        onnx, figures = made(fewest or 0)
+    return onnx, wide, figures | {"all_db": whole}
+
+
+def fewest_that(meets: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number up to `most` that `meets`, by bisection; None if `most` does not."""
+    if most < 1 or not meets(most):
+        return None
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
 
 
 def calibration_pictures() -> list[Image.Image]:
