@@ -37,7 +37,7 @@ from vitexport.errors import VitexportError
 from vitexport.export import export_onnx
 from vitexport.legality import refuse
 from vitexport.preprocess import normalize
-from vitexport.quantize import Calibration, QuantSettings, calibrate, write
+from vitexport.quantize import Calibration, QuantSettings, calibrate, output_db, write
 from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
@@ -287,19 +287,21 @@ def int8(
     calibrated = calibrate(calibration, folder)
     wide = float32_nodes(load(calibrated.folded), images[:3])
     beyond = frozenset(module for node, module in calibrated.modules.items() if node in wide)
-    ranking = [name for name in most_sensitive_first(calibrated.layer_db) if name not in beyond]
 
-    def made(floating: int) -> tuple[OnnxModel, dict[str, Any]]:
-        quantized = write(calibration, calibrated, folder, stay_float=beyond.union(ranking[:floating]))
+    def made(floating: Collection[str]) -> tuple[OnnxModel, dict[str, Any]]:
+        quantized = write(calibration, calibrated, folder, stay_float=beyond.union(floating))
         figures = noise(quantized.onnx.path, images, wanted)
-        counts = {"layers": len(quantized.recipe.layers), "floating": floating, "beyond": len(beyond)}
+        counts = {"layers": len(quantized.recipe.layers), "floating": len(floating), "beyond": len(beyond)}
         return quantized.onnx, figures | counts
 
-    onnx, figures = made(0)
+    onnx, figures = made(())
     whole = figures["sqnr_db"]
     if not whole >= INT8_DB:
-        fewest = fewest_that(lambda floating: made(floating)[1]["sqnr_db"] >= INT8_DB, int(len(ranking) * MOST_FLOAT))
-        onnx, figures = made(fewest or 0)
+        decibels = output_db(calibration, calibrated)
+        ranking = [name for name in most_sensitive_first(decibels) if name not in beyond]
+        most = int(len(ranking) * MOST_FLOAT)
+        fewest = fewest_that(lambda floating: made(ranking[:floating])[1]["sqnr_db"] >= INT8_DB, most)
+        onnx, figures = made(ranking[: fewest or 0])
     return onnx, wide, figures | {"all_db": whole}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vitexport.errors import InputError
 from vitexport.export import FILE_NAME as EXPORT_NAME
 from vitexport.legality import refuse
 from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images
-from vitexport.quantize import Calibrated, Calibration, calibrate, write
+from vitexport.quantize import Calibrated, Calibration, calibrate, output_db, write
 from vitexport.quantize.calibrate import FOLD_LIMIT, RESIDUAL_SQNR_DB
 from vitexport.quantize.fallback import fewest_float, most_sensitive_first
 from vitexport.rewrites import apply, load, remove, save
@@ -53,7 +54,6 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
     # Of the graph that is quantized: equalization moves magnitudes from one tensor to another.
     wide = _float32_nodes(work, calibrated, reference)
     beyond = frozenset(module for node, module in calibrated.modules.items() if node in wide)
-    ranking = tuple(name for name in most_sensitive_first(calibrated.layer_db) if name not in beyond)
     tried: dict[frozenset[str], Candidate] = {}
 
     def build(stay_float: frozenset[str]) -> Candidate:
@@ -71,11 +71,16 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
         return (tried.get(stay_float) or build(stay_float)).numerics.within_budget
 
     replay = work.prepared.replay
+    decibels, restored = calibrated.layer_db, frozenset[str]()
     if replay is not None:
         replay.check_layers(calibrated.layer_db)
-    restored = fewest_float(ranking, accept) if replay is None else replay.stay_float - beyond
+        restored = replay.stay_float - beyond
+    elif not accept(restored):
+        decibels = _output_db(work, calibration, calibrated)
+        ranking = [name for name in most_sensitive_first(decibels) if name not in beyond]
+        restored = fewest_float(ranking, accept) or frozenset()
     # Each trial replaces the file of the one before; the one that is kept need not be the last.
-    candidate = build(restored or frozenset())
+    candidate = build(restored)
     notes = _placement_notes(work, calibrated)
     if calibrated.unequalized:
         change = f"the float outputs would have changed by more than {FOLD_LIMIT:.0e}"
@@ -83,18 +88,23 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
     if beyond:
         notes += (f"{len(beyond)} layers stay float, since their results are beyond float16: {', '.join(sorted(beyond))}.",)
     if restored:
-        names = ", ".join(f"{name} ({calibrated.layer_db[name]:.1f} dB)" for name in ranking if name in restored)
-        notes += (
-            f"{len(restored)} of {len(ranking)} layers stay float{_SEARCHED if replay is None else _REPLAYED}: {names}.",
-        )
+        ranking = [name for name in most_sensitive_first(decibels) if name in restored]
+        names = ", ".join(f"{name} ({decibels[name]:.1f} dB)" for name in ranking)
+        count = len(decibels.keys() - beyond)
+        notes += (f"{len(restored)} of {count} layers stay float{_SEARCHED if replay is None else _REPLAYED}: {names}.",)
     return dataclasses.replace(candidate, notes=notes)
 
 
 _SEARCHED = (
     " to meet the budget, and no single one could be quantized within it. They were found on the images that accuracy is "
-    "judged on; in brackets the SQNR of the layer's own output"
+    "judged on; in brackets the SQNR of the outputs with this layer alone in INT8"
 )
 _REPLAYED = ", as the recipe says; in brackets the SQNR of the layer's own output"
+
+
+def _output_db(work: Work, calibration: Calibration, calibrated: Calibrated) -> Mapping[str, float]:
+    with work.watch.stage("sensitivity"):
+        return output_db(calibration, calibrated)
 
 
 def _placement_notes(work: Work, calibrated: Calibrated) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from vitexport.artifacts import OnnxModel, Progress, QuantizedModel, QuantRecipe
 from vitexport.datasets import ImageSet
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize.calibrate import Calibrated, Calibration, calibrate
+from vitexport.quantize.sensitivity import output_db
 from vitexport.quantize.settings import Observer, Placement, QuantSettings
 from vitexport.rewrites import InPlacePass, apply, load, remove, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
@@ -28,6 +29,7 @@ __all__ = [
     "Placement",
     "QuantSettings",
     "calibrate",
+    "output_db",
     "quantize",
     "write",
 ]

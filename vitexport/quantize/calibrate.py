@@ -154,7 +154,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     if not sites:
         raise NothingToQuantizeError(_nothing(work.settings))
     with threadpool_limits(1):
-        images = _images(work, 0)
+        images = first_images(work, 0)
         folds = find_folds(model, sites, images) if work.settings.equalize else ()
         points = _points(work, model.graph)
         score_folds = find_score_folds(model, points, images) if work.settings.equalize else ()
@@ -268,8 +268,8 @@ def _copies(work: Calibration, count: int) -> int:
     return min(max(count // 2, 1), DEGRADED_IMAGES)
 
 
-def _images(work: Calibration, start: int) -> NDArray[np.float32]:
-    """One batch, as `_batches` gives it."""
+def first_images(work: Calibration, start: int) -> NDArray[np.float32]:
+    """The smallest batch that the graph takes, from image `start` on: float32 [n, 3, height, width]."""
     count = len(work.images.files)
     numbers = [index % count for index in range(start, start + work.model.batch.minimum)]
     return normalize(work.images.pixels(work.spec, numbers), work.spec)
@@ -326,7 +326,7 @@ def _difference(work: Calibration, path: Path, before: Outputs) -> float:
     """
     backend, size = OnnxRuntimeBackend(path, threads=1), work.model.batch.minimum
     count = min(-(-CHECKED_IMAGES // size) * size, *map(len, before.values()))
-    after = join(_each(lambda start: backend.run(_images(work, start)), range(0, count, size)))
+    after = join(_each(lambda start: backend.run(first_images(work, start)), range(0, count, size)))
     shares = [
         float(np.abs(after[name] - values[:count]).max() / max(float(np.abs(values[:count]).max()), 1e-30))
         for name, values in before.items()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 
-def most_sensitive_first(layer_db: Mapping[str, float]) -> tuple[str, ...]:
-    """Modules by the SQNR of their own output, lowest first: the proxy that `fewest_float` confirms by measurement."""
-    return tuple(sorted(layer_db, key=lambda module: (layer_db[module], module)))
+def most_sensitive_first(decibels: Mapping[str, float]) -> tuple[str, ...]:
+    """Modules by an SQNR, lowest first: an estimate of their order that `fewest_float` confirms by measurement."""
+    return tuple(sorted(decibels, key=lambda module: (decibels[module], module)))
 
 
 def fewest_float(ranking: Sequence[str], accept: Callable[[frozenset[str]], bool]) -> frozenset[str] | None:
