@@ -110,3 +110,10 @@ def jetson_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sample, INT8, for an Orin Nano with JetPack 6.2: no engine yet."""
     out = tmp_path_factory.mktemp("jetson") / "digits-orin"
     return Built(*run(sample_request(out, target="jetson-orin-nano-8gb", jetpack="6.2"), silent))
+
+
+@pytest.fixture(scope="session")
+def weak_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The sample, INT8, for the TensorRT 8.5 of JetPack 5.1: opset 17 and weak typing."""
+    out = tmp_path_factory.mktemp("weak") / "digits-xavier"
+    return Built(*run(sample_request(out, target="jetson-xavier-nx", jetpack="5.1.2"), silent))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from conftest import Built, sample_request
+from conftest import Built
 from graphs import operators
 
-from vitexport.artifacts import silent
-from vitexport.pipeline import run
 from vitexport.rewrites import load
 from vitexport.rewrites.graph import operand
 
@@ -16,13 +14,6 @@ from vitexport.rewrites.graph import operand
 DEPTH = 3
 CONVERSIONS = {"Cast", "QuantizeLinear", "DequantizeLinear"}
 OPERATORS_OF_OTHERS = {"Attention", "MultiHeadAttention", "QAttention", "RotaryEmbedding"}
-
-
-@pytest.fixture(scope="module")
-def weak_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The sample, INT8, for the TensorRT 8.5 of JetPack 5.1: opset 17 and weak typing."""
-    out = tmp_path_factory.mktemp("weak") / "digits-xavier"
-    return Built(*run(sample_request(out, target="jetson-xavier-nx", jetpack="5.1.2"), silent))
 
 
 def shipped(bundle: Built) -> ir.Model:

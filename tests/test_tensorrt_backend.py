@@ -94,9 +94,11 @@ def facts_of(generation: str, **changes: Any) -> EngineFacts:
     ("generation", "recipe", "bits"),
     [
         # EXPLICIT_BATCH is bit 0 in 8.x and has no meaning from 10 on; STRONGLY_TYPED is bit 1 in 10.x and bit 0 later.
+        ("8.5", WEAK, 0b01),
         ("8.6", WEAK, 0b01),
         ("10.3", WEAK, 0b00),
         ("10.3", STRONG, 0b10),
+        ("10.16", STRONG, 0b10),
         ("11.4", STRONG, 0b01),
         ("RTX 1.7", STRONG, 0b01),
     ],
@@ -122,7 +124,7 @@ def test_compute_capabilities_are_set_where_the_library_takes_them(
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_a_dynamic_graph_gets_its_profile(generation: str, machine: Machine) -> None:
     machine.install(generation)
-    recipe = dataclasses.replace(WEAK if generation == "8.6" else STRONG, profile=PROFILE)
+    recipe = dataclasses.replace(WEAK if generation.startswith("8.") else STRONG, profile=PROFILE)
     plan = machine.build(recipe, library_of(generation), b"dynamic onnx")
     assert plan["profiles"] == [{"image": [list(shape) for shape in PROFILE]}]
     static = dataclasses.replace(recipe, profile=None)

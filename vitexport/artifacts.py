@@ -262,6 +262,28 @@ class EngineRecipe:
     compute_capabilities: tuple[str, ...]
     trtexec: str
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EngineRecipe:
+        """Read what a manifest holds.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
+        typing, profile = data["typing"], data["profile"]
+        if typing not in ("strong", "weak"):
+            raise ValueError(f"typing is {typing!r}")
+        shapes = None if profile is None else [tuple(int(size) for size in shape) for shape in profile]
+        if shapes is not None and len(shapes) != 3:
+            raise ValueError(f"profile has {len(shapes)} shapes")
+        return cls(
+            typing=typing,
+            flags=tuple(str(flag) for flag in data["flags"]),
+            fp32_layers=tuple(str(name) for name in data["fp32_layers"]),
+            profile=None if shapes is None else (shapes[0], shapes[1], shapes[2]),
+            compute_capabilities=tuple(str(entry) for entry in data["compute_capabilities"]),
+            trtexec=str(data["trtexec"]),
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:

@@ -255,14 +255,19 @@ def open_bundle(root: Path) -> Bundle:
     """
     manifest = _read_manifest(root)
     for relative, expected in manifest.files.items():
-        _verify(root, relative, expected)
+        verify_file(root, relative, expected)
     for role, relative in manifest.artifacts.items():
         if relative not in manifest.files:
             raise BundleError(f"Bundle {root} names {relative} as {role}, but has no sha256 for it; build it again.")
     return Bundle(root=root, manifest=manifest)
 
 
-def _verify(root: Path, relative: str, expected: str) -> None:
+def verify_file(root: Path, relative: str, expected: str) -> None:
+    """Hold one file of a bundle against its sha256.
+
+    Raises:
+        BundleError: It is missing, changed, outside the bundle or behind a symbolic link.
+    """
     try:
         path = _inside(root, relative)
         seen = file_sha256(path) if path.is_file() else None
@@ -327,21 +332,42 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, with a sha256 over the rest of its content so that no byte of it can change unseen."""
-    data = manifest.to_json()
-    write_json(folder / MANIFEST, {**data, "sha256": _content_sha256(data)})
+    """Write ``manifest.json``, sealed."""
+    write_sealed(folder / MANIFEST, manifest.to_json())
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data` as JSON with a sha256 over the rest of its content, so that no byte of it can change unseen."""
+    write_json(path, {**data, "sha256": content_sha256(data)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        BundleError: It cannot be read, or is not, to the byte, what was written.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        data = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict) or not _is_as_written(text, data):
+        raise BundleError(f"{path} was changed after it was written.")
+    return data
 
 
 def _is_as_written(text: str, data: Mapping[str, Any]) -> bool:
     """Whether `text` is, to the byte, what `write_manifest` wrote: its content has the hash, and its form is ours."""
     content = {key: value for key, value in data.items() if key != "sha256"}
     try:
-        return data.get("sha256") == _content_sha256(content) and text == _json_text(data)
+        return data.get("sha256") == content_sha256(content) and text == _json_text(data)
     except ValueError:  # NaN, or half a surrogate pair
         return False
 
 
-def _content_sha256(data: Mapping[str, Any]) -> str:
+def content_sha256(data: Mapping[str, Any]) -> str:
+    """Of JSON values, whatever the order and the spacing in which they are written."""
     canonical = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -49,6 +49,7 @@ class FakeCuda:
         status: What asking for devices returns.
         capability: Compute capability as (major, minor).
         memory: Bytes that can be allocated.
+        driver: Newest CUDA version that it runs, as 1000 times the major and 10 times the minor number.
     """
 
     cudaError_t = Status  # noqa: N815
@@ -61,7 +62,9 @@ class FakeCuda:
         count: int | None = 1,
         capability: tuple[int, int] = (8, 9),
         memory: int = 1 << 24,
+        driver: int = 12060,
     ) -> None:
+        self.driver = driver
         self.status, self.count, self.capability, self.memory = status, count, capability, memory
         self.blocks: dict[int, bytearray] = {}
         self.queues: dict[int, list[Callable[[], None]]] = {}
@@ -111,6 +114,12 @@ class FakeCuda:
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:  # noqa: N802
         major, minor = self.capability
         return Status.cudaSuccess, types.SimpleNamespace(name=b"Fake GPU\0\0\0", major=major, minor=minor)
+
+    def cudaDriverGetVersion(self) -> tuple[Status, int]:  # noqa: N802
+        return Status.cudaSuccess, self.driver
+
+    def cudaMemGetInfo(self) -> tuple[Status, int, int]:  # noqa: N802
+        return Status.cudaSuccess, self.memory - sum(map(len, self.blocks.values())), self.memory
 
     def cudaStreamCreate(self) -> tuple[Status, Stream]:  # noqa: N802
         stream = Stream(0x5000 + len(self.queues))

@@ -8,16 +8,19 @@ the mean over the channels, through the memory of `fakes.fake_cuda`. What is whe
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import enum
 import functools
 import json
 import types
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fakes.fake_cuda import FakeCuda
@@ -35,21 +38,40 @@ class Generation:
     builder_flags: tuple[str, ...]
     sets_precision: bool
     compute_capabilities: tuple[int, ...] = ()
+    optimization_level: bool = True
+    progress_monitor: bool = True
 
 
 GENERATIONS = {
+    "8.5": Generation(
+        module="tensorrt",
+        version="8.5.2.2",
+        network_flags={"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1},
+        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        sets_precision=True,
+        optimization_level=False,
+        progress_monitor=False,
+    ),
     "8.6": Generation(
         module="tensorrt",
         version="8.6.2",
         network_flags={"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1},
         builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
         sets_precision=True,
+        progress_monitor=False,
     ),
     "10.3": Generation(
         module="tensorrt",
         version="10.3.0",
         network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
         builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        sets_precision=True,
+    ),
+    "10.16": Generation(
+        module="tensorrt",
+        version="10.16.2",
+        network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
+        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32", "EDITABLE_TIMING_CACHE"),
         sets_precision=True,
     ),
     "11.4": Generation(
@@ -81,6 +103,10 @@ class Conduct:
         precisions: Precision that each layer was set to.
         batch_max: Largest batch of the engine.
         tensors: What goes in and comes out of the engine, in the order in which it numbers them.
+        computes_onnx: The engine computes what its ONNX file says, and its tensors are the file's; else `expected`.
+        noise: What it adds to every output, as a share of its largest value: a fused kernel that is wrong.
+        during_build: Called in the middle of a build, before its second step.
+        built: Options of every build, in turn.
     """
 
     fails: str = ""
@@ -89,6 +115,10 @@ class Conduct:
     precisions: dict[str, str] = dataclasses.field(default_factory=dict)
     batch_max: int = 8
     tensors: tuple[str, ...] = (IMAGE, LOGITS)
+    computes_onnx: bool = False
+    noise: float = 0.0
+    during_build: Callable[[], None] = lambda: None
+    built: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 class Severity(enum.IntEnum):
@@ -139,6 +169,9 @@ def make_module(generation: Generation, conduct: Conduct, cuda: FakeCuda) -> typ
     module.ILogger = ILogger
     module.NetworkDefinitionCreationFlag = numbered("NetworkDefinitionCreationFlag", generation.network_flags)
     module.BuilderFlag = numbered("BuilderFlag", {name: index for index, name in enumerate(generation.builder_flags)})
+    module.MemoryPoolType = numbered("MemoryPoolType", {"WORKSPACE": 0, "DLA_MANAGED_SRAM": 1})
+    if generation.progress_monitor:
+        module.IProgressMonitor = IProgressMonitor
     if generation.compute_capabilities:
         capabilities = {f"SM{number}": number for number in generation.compute_capabilities}
         module.ComputeCapability = numbered("ComputeCapability", {"NONE": 0, "CURRENT": 1, **capabilities})
@@ -164,6 +197,7 @@ class Network:
     def __init__(self, library: Library, flags: int) -> None:
         self.library, self.flags = library, flags
         self.is_dynamic = False
+        self.onnx = b""
         self.num_layers = len(library.conduct.layers)
 
     def get_layer(self, index: int) -> Any:
@@ -205,12 +239,60 @@ class Profile:
         self.shapes[name] = [list(low), list(best), list(high)]
 
 
-class BuilderConfig:
-    """Remembers flags and profiles."""
+class IProgressMonitor:
+    """What a monitor is derived from."""
 
-    def __init__(self) -> None:
+
+class TimingCache:
+    """What kernels took, as bytes that name the library's version."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.data)
+
+
+class BuilderConfig:
+    """Remembers flags and profiles; takes no attribute that its generation does not have."""
+
+    builder_optimization_level: int
+    progress_monitor: Any
+
+    def __init__(self, generation: Generation) -> None:
+        optional = {
+            "builder_optimization_level": generation.optimization_level,
+            "progress_monitor": generation.progress_monitor,
+        }
+        own = {"flags", "profiles", "version", "pools", "cache", "capabilities", "num_compute_capabilities"}
+        object.__setattr__(self, "_members", own | {name for name, there in optional.items() if there})
         self.flags: set[Any] = set()
         self.profiles: list[Profile] = []
+        self.version = generation.version
+        self.pools: dict[str, int] = {}
+        self.cache: TimingCache | None = None
+        if generation.optimization_level:
+            self.builder_optimization_level = 3
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in object.__getattribute__(self, "_members"):
+            raise AttributeError(f"'BuilderConfig' object has no attribute {name!r}")
+        object.__setattr__(self, name, value)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool.name] = size
+
+    def create_timing_cache(self, serialized: bytes) -> TimingCache:
+        return TimingCache(serialized)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:  # noqa: FBT001 - TensorRT's own
+        if cache.data and not ignore_mismatch and not cache.data.startswith(self.version.encode()):
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self.cache
 
     def set_flag(self, flag: Any) -> None:
         self.flags.add(flag)
@@ -223,8 +305,8 @@ class BuilderConfig:
 class TargetedConfig(BuilderConfig):
     """Takes compute capabilities too: TensorRT-RTX."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation)
         self.capabilities: list[int] = []
 
     @property
@@ -251,7 +333,8 @@ class Builder:
         return Network(self.library, flags)
 
     def create_builder_config(self) -> BuilderConfig:
-        return TargetedConfig() if self.library.generation.compute_capabilities else BuilderConfig()
+        generation = self.library.generation
+        return TargetedConfig(generation) if generation.compute_capabilities else BuilderConfig(generation)
 
     def create_optimization_profile(self) -> Profile:
         return Profile()
@@ -263,13 +346,41 @@ class Builder:
         if self.library.conduct.fails == "build":
             self.library.complain(self.logger)
             return None
+        cached = config.cache.data.decode() if config.cache is not None else None
+        self.library.conduct.built.append(
+            {
+                "pools": dict(config.pools),
+                "level": getattr(config, "builder_optimization_level", None),
+                "cache": cached,
+            }
+        )
+        if not self._steps(getattr(config, "progress_monitor", None)):
+            return None
+        if config.cache is not None and not cached:
+            config.cache.data = f"{config.version}: timings".encode()
         plan = {
+            "onnx": base64.b64encode(network.onnx).decode() if self.library.conduct.computes_onnx else None,
             "network_flags": network.flags,
             "flags": sorted(flag.name for flag in config.flags),
             "profiles": [profile.shapes for profile in config.profiles],
             "capabilities": getattr(config, "capabilities", None),
         }
         return bytearray(json.dumps(plan).encode())
+
+    def _steps(self, monitor: Any) -> bool:
+        """Tell the monitor; whether it wants to go on."""
+        if monitor is None:
+            self.library.conduct.during_build()
+            return True
+        monitor.phase_start("Building Engine", None, 2)
+        monitor.phase_start("Tactics", "Building Engine", 7)
+        going = monitor.step_complete("Tactics", 0)
+        self.library.conduct.during_build()
+        monitor.phase_finish("Tactics")
+        for step in range(2):
+            going = going and monitor.step_complete("Building Engine", step)
+        monitor.phase_finish("Building Engine")
+        return bool(going)
 
     def _refusal(self, network: Network, config: BuilderConfig) -> str | None:
         generation = self.library.generation
@@ -290,7 +401,8 @@ class OnnxParser:
         self.num_errors = 0
 
     def parse_from_file(self, path: str) -> bool:
-        self.network.is_dynamic = Path(path).read_bytes() == b"dynamic onnx"
+        self.network.onnx = Path(path).read_bytes()
+        self.network.is_dynamic = self.network.onnx == b"dynamic onnx"
         self.num_errors = 1 if self.library.conduct.fails == "parser" else 0
         return not self.num_errors
 
@@ -314,28 +426,46 @@ class Runtime:
         if self.library.conduct.fails == "deserialize":
             self.library.complain(self.logger)
             return None
-        return Engine(self.library)
+        return Engine(self.library, _onnx_of(plan))
+
+
+def _onnx_of(plan: bytes) -> ort.InferenceSession | None:
+    """The graph in a plan, run node by node as it is written; None in a plan that computes `expected`."""
+    try:
+        data = json.loads(plan)["onnx"]
+    except (ValueError, KeyError):
+        data = None
+    if data is None:
+        return None
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(base64.b64decode(data), options, providers=["CPUExecutionProvider"])
 
 
 class Engine:
     """Names its tensors and makes contexts."""
 
-    def __init__(self, library: Library) -> None:
-        self.library = library
-        self.num_io_tensors = len(library.conduct.tensors)
+    def __init__(self, library: Library, session: ort.InferenceSession | None) -> None:
+        self.library, self.session = library, session
+        tensors = library.conduct.tensors
+        if session is not None:
+            tensors = tuple(value.name for value in (*session.get_inputs(), *session.get_outputs()))
+        self.tensors = tensors
+        self.num_io_tensors = len(tensors)
 
     def get_tensor_name(self, index: int) -> str:
-        return self.library.conduct.tensors[index]
+        return self.tensors[index]
 
     def create_execution_context(self) -> Context | None:
-        return None if self.library.conduct.fails == "context" else Context(self.library)
+        return None if self.library.conduct.fails == "context" else Context(self.library, self)
 
 
 class Context:
     """Computes `expected` from and to the fake device's memory, when the stream gets to it."""
 
-    def __init__(self, library: Library) -> None:
-        self.library = library
+    def __init__(self, library: Library, engine: Engine) -> None:
+        self.library, self.engine = library, engine
         self.shape: tuple[int, ...] = ()
         self.addresses: dict[str, int] = {}
 
@@ -347,6 +477,9 @@ class Context:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         count, _, height, width = self.shape
+        if self.engine.session is not None and name != IMAGE:
+            [output] = [output for output in self.engine.session.get_outputs() if output.name == name]
+            return (count, *output.shape[1:])
         return {IMAGE: self.shape, LOGITS: (count, CLASSES), FEATURE: (count, height, width)}[name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -355,19 +488,23 @@ class Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         # The real one refuses to run while a tensor of the engine has no address.
-        if self.library.conduct.fails == "execute" or self.addresses.keys() != set(self.library.conduct.tensors):
+        if self.library.conduct.fails == "execute" or self.addresses.keys() != set(self.engine.tensors):
             return False
-        work = functools.partial(compute, self.library.cuda, self.shape, dict(self.addresses))
+        work = functools.partial(compute, self.library, self.engine.session, self.shape, dict(self.addresses))
         self.library.cuda.enqueue(stream_handle, work)
         return True
 
 
-def compute(cuda: FakeCuda, shape: tuple[int, ...], addresses: dict[str, int]) -> None:
+def compute(
+    library: Library, session: ort.InferenceSession | None, shape: tuple[int, ...], addresses: dict[str, int]
+) -> None:
     """One inference."""
     size = int(np.prod(shape)) * 4
-    images = np.frombuffer(cuda.read(addresses[IMAGE], size), np.float32).reshape(shape)
+    images = np.frombuffer(library.cuda.read(addresses[IMAGE], size), np.float32).reshape(shape)
     for name in addresses.keys() - {IMAGE}:
-        cuda.write(addresses[name], expected(name, images).tobytes())
+        values = expected(name, images) if session is None else session.run([name], {IMAGE: images})[0]
+        noise = np.random.default_rng(0).normal(0, 1, values.shape) * np.abs(values).max() * library.conduct.noise
+        library.cuda.write(addresses[name], (values + noise).astype(np.float32).tobytes())
 
 
 def expected(name: str, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -183,6 +183,51 @@ def validate(
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
+@cli.command(short_help="Build a bundle's engine on the device itself.")
+@BUNDLE
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory (default: half of what is free)."
+)
+@click.option(
+    "--optimization-level", type=click.IntRange(0, 5), metavar="0-5", help="5 searches longest (default: TensorRT's own)."
+)
+@click.option("--data", type=PATH, metavar="DIR", help="Labelled images to judge it on too, one folder per class.")
+@click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
+@output_options
+def engine(
+    *,
+    bundle: Path,
+    workspace: int | None,
+    optimization_level: int | None,
+    data: Path | None,
+    max_drop: float,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Build the engine of BUNDLE with this device's own TensorRT, hold it against PyTorch's golden outputs, and keep it.
+
+    It goes into the bundle, beside those of other machines, under what it was built on; predict, validate and bench then
+    take it by themselves. An engine that fails a check is not kept. Needs no torch.
+    """
+    from vitexport.device import EngineRequest, build_here, open_for_engine
+
+    if not max_drop >= 0:
+        raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
+    opened = open_for_engine(bundle)
+    images = _labelled(opened, data)
+    request = EngineRequest(workspace_mib=workspace, optimization_level=optimization_level, max_drop=max_drop)
+    with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
+        folder, report = build_here(opened, request, images, progress)
+    if as_json:
+        show.print_json({"engine": str(folder) if folder else None, **report.to_json()})
+    else:
+        show.show_report(report, verbose=verbose)
+        if folder is not None:
+            click.echo(f"engine: {folder}")
+    return report.exit_code
+
+
 @cli.command(short_help="Time a bundle on this machine.")
 @BUNDLE
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images per call (default: the bundle's own).")

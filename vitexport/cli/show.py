@@ -30,6 +30,7 @@ from vitexport.report import (
     latency_rows,
     output_figures,
 )
+from vitexport.runtime import engines
 from vitexport.targets import Device, Finding, Target, resolve
 
 MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]failed[/]", "skipped": "[yellow]skipped[/]"}
@@ -329,6 +330,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
         rows.append(("INT8 recipe", summary))
     if manifest.engine is not None and manifest.engine["skipped"]:
         rows.append(("engine", f"skipped: {manifest.engine['skipped']}"))
+    rows += [("engine built on", name) for name in engines.names(bundle)]
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", Text(value))

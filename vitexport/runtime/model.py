@@ -14,7 +14,11 @@ from vitexport.artifacts import BatchRange, Outputs
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
 from vitexport.preprocess import ImageLike, preprocess
+from vitexport.runtime import engines
 from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
+from vitexport.runtime.backends.cuda import cuda_runtime, current_gpu, why_no_gpu
+from vitexport.runtime.backends.tensorrt_api import EXTRAS, load_library
+from vitexport.runtime.engines import Fingerprint
 from vitexport.targets import machine_cpu, misfit
 
 BackendName: TypeAlias = Literal["auto", "onnxruntime", "tensorrt"]
@@ -210,12 +214,30 @@ def _engine(bundle: Bundle) -> Backend:
             f"Bundle {bundle.root} was built for {manifest.target.name}, which runs ONNX Runtime, not an engine."
         )
     path = bundle.artifact("engine")
+    if engines.names(bundle):
+        here = _this_machine(manifest.engine["library"], manifest.target.name)
+        if (built := engines.find(bundle, here)) is not None:
+            return open_engine(built.path, _facts(manifest, manifest.engine, here.version))
+        if path is None:
+            raise engines.refusal(bundle, here)
     if path is None:
         raise BundleError(
             f"Bundle {bundle.root} holds no engine: {manifest.engine['skipped']}. "
             "To look at its numbers on this CPU, load it with backend onnxruntime."
         )
     return open_engine(path, _facts(manifest, manifest.engine, manifest.engine["library_version"]))
+
+
+def _this_machine(library: str, target: str) -> Fingerprint:
+    """What an engine in the bundle has to have been built on."""
+    purpose = f"Running the engine for {target}"
+    cuda = cuda_runtime(purpose, EXTRAS[library])
+    if (reason := why_no_gpu(cuda)) is not None:
+        raise DeviceError(
+            f"The bundle's engines were built on {target}, but this machine has no CUDA GPU ({reason}). Run it on the "
+            "device, or load the bundle with backend onnxruntime to look at its numbers."
+        )
+    return Fingerprint.of(library, str(load_library(library, purpose).__version__), current_gpu(cuda))
 
 
 def _facts(manifest: Manifest, engine: Mapping[str, Any], version: str | None) -> EngineFacts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
-from vitexport.artifacts import INPUT_NAME, EngineRecipe
+from vitexport.artifacts import INPUT_NAME, EngineRecipe, Progress, silent
 from vitexport.errors import ToolchainError
 from vitexport.runtime.backends.tensorrt_api import (
     TITLES,
@@ -18,6 +20,36 @@ from vitexport.runtime.backends.tensorrt_api import (
 )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderOptions:
+    """How much a build on the device may take, and what it starts from.
+
+    Attributes:
+        workspace_bytes: Most device memory for one layer's scratch; None leaves it to the library.
+        optimization_level: 0 (fastest build) to 5 (fastest engine); None leaves it to the library.
+        timing_cache: What an earlier build measured, empty for none; None to keep no such measurements.
+    """
+
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A compiled engine.
+
+    Attributes:
+        engine: The serialized engine.
+        timing_cache: What the build measured, with what it was given; None if none was asked for.
+        timing_cache_used: Whether the library took the one that it was given.
+    """
+
+    engine: bytes
+    timing_cache: bytes | None
+    timing_cache_used: bool
+
+
 def library_version(library: str) -> str:
     """Version of the installed `library`.
 
@@ -28,14 +60,19 @@ def library_version(library: str) -> str:
 
 
 def build_engine(onnx: Path, recipe: EngineRecipe, library: str) -> bytes:
+    """Compile `onnx` by `recipe` with the library's own settings; see `build_plan`."""
+    return build_plan(onnx, recipe, library, BuilderOptions()).engine
+
+
+def build_plan(onnx: Path, recipe: EngineRecipe, library: str, options: BuilderOptions, progress: Progress = silent) -> Plan:
     """Compile `onnx` by `recipe`.
 
     TensorRT-RTX compiles for the recipe's compute capabilities on any machine, GPU or not; full TensorRT compiles for the
-    GPU of the machine it runs on.
+    GPU of the machine it runs on, and so does a timing cache ask for one.
 
     Raises:
         MissingDependencyError: `library` is not installed.
-        ToolchainError: It refuses the graph, or fails.
+        ToolchainError: It refuses the graph, lacks what `options` ask for, or fails.
     """
     quiet_cuda_modules()
     api = load_library(library, "Compiling the engine")
@@ -49,11 +86,75 @@ def build_engine(onnx: Path, recipe: EngineRecipe, library: str) -> bytes:
         raise ToolchainError(f"{title} cannot parse {onnx.name}: {'; '.join(errors[:3]) or reasons(logger)}")
     config = builder.create_builder_config()
     _configure(api, builder, network, config, recipe)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
+    used = _apply(api, title, config, options)
+    monitor = _watch(api, config, progress)
+    engine = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.stopped_by is not None:
+        raise monitor.stopped_by
+    if engine is None:
         wanted = ", ".join(recipe.compute_capabilities)
         raise ToolchainError(f"{title} cannot compile {onnx.name} for compute capability {wanted}: {reasons(logger)}")
-    return bytes(plan)
+    kept = None if options.timing_cache is None else bytes(config.get_timing_cache().serialize())
+    return Plan(engine=bytes(engine), timing_cache=kept, timing_cache_used=used)
+
+
+def _apply(api: Any, title: str, config: Any, options: BuilderOptions) -> bool:
+    """Set what `options` ask for; whether the timing cache was taken."""
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        if not hasattr(config, "builder_optimization_level"):
+            raise ToolchainError(
+                f"{title} has no builder optimization level (8.6 and later have one); leave --optimization-level out."
+            )
+        config.builder_optimization_level = options.optimization_level
+    if options.timing_cache is None:
+        return False
+    # A cache of another version or GPU is refused with False, and the build measures everything itself.
+    taken = bool(config.set_timing_cache(config.create_timing_cache(options.timing_cache), ignore_mismatch=False))
+    if not taken:
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    return taken and bool(options.timing_cache)
+
+
+def _watch(api: Any, config: Any, progress: Progress) -> Any:
+    """A monitor that tells `progress` of the build's outermost phases; None where the library has none (before 9.1)."""
+    if not hasattr(api, "IProgressMonitor"):
+        return None
+
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
+        """TensorRT calls it from threads of its own."""
+
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+            self.lock = threading.Lock()
+            self.steps: dict[str, int] = {}
+            self.stopped_by: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase:
+                self.steps[phase_name] = int(num_steps)
+                self.tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.steps:
+                self.tell(phase_name, int(step) + 1)
+            return self.stopped_by is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def tell(self, phase_name: str, done: int) -> None:
+            # An exception, Ctrl-C above all, must not pass through the library's own frames: it ends the build instead.
+            try:
+                with self.lock:
+                    progress(f"TensorRT: {phase_name}", done, self.steps[phase_name])
+            except BaseException as error:  # noqa: BLE001 - raised again when the build has ended
+                self.stopped_by = error
+
+    monitor = Monitor()
+    config.progress_monitor = monitor
+    return monitor
 
 
 def _network_flags(api: Any, recipe: EngineRecipe) -> int:

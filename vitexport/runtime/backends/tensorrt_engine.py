@@ -6,8 +6,6 @@ first call into TensorRT, which may crash the process where there is none.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitexport.artifacts import INPUT_NAME, Outputs
-from vitexport.errors import DeviceError, ToolchainError, missing
+from vitexport.errors import DeviceError, ToolchainError
 from vitexport.runtime.backends import EngineFacts
+from vitexport.runtime.backends.cuda import call, cuda_runtime, current_gpu, why_no_gpu
 from vitexport.runtime.backends.tensorrt_api import (
     EXTRAS,
     TITLES,
@@ -26,9 +25,6 @@ from vitexport.runtime.backends.tensorrt_api import (
     reasons,
     start,
 )
-
-# Where the bindings live: cuda-bindings 12.6 and later, and cuda-python before.
-CUDA_MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 
 
 class TensorRtBackend:
@@ -42,7 +38,7 @@ class TensorRtBackend:
 
     def __init__(self, path: Path, facts: EngineFacts) -> None:
         quiet_cuda_modules()
-        self._cuda = _cuda_runtime(facts)
+        self._cuda = cuda_runtime(f"Running the engine for {facts.target}", EXTRAS[facts.library])
         self.gpu = self._fitting_gpu(facts)
         api = load_library(facts.library, f"Running the engine for {facts.target}")
         title = f"{TITLES[facts.library]} {api.__version__}"
@@ -108,43 +104,22 @@ class TensorRtBackend:
         return pointer
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call the CUDA runtime; its functions return a status and, some of them, a value."""
-        status, *values = getattr(self._cuda, name)(*arguments)
-        if int(status) != 0:
-            raise ToolchainError(f"CUDA's {name} failed: {status.name} ({int(status)}).")
-        return values[0] if values else None
+        return call(self._cuda, name, *arguments)
 
     def _fitting_gpu(self, facts: EngineFacts) -> str:
         wanted = " or ".join(facts.compute_capabilities)
-        status, count = self._cuda.cudaGetDeviceCount()
-        if int(status) != 0 or count < 1:
+        if (reason := why_no_gpu(self._cuda)) is not None:
             raise DeviceError(
                 f"The engine was compiled for {facts.target} (compute capability {wanted}), but this machine has no CUDA "
-                f"GPU ({getattr(status, 'name', status)}). Run it on the device, or load the bundle with backend "
-                "onnxruntime to look at its numbers."
+                f"GPU ({reason}). Run it on the device, or load the bundle with backend onnxruntime to look at its numbers."
             )
-        device = self._call("cudaGetDevice")
-        properties = self._call("cudaGetDeviceProperties", device)
-        name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-        capability = f"{properties.major}.{properties.minor}"
-        if facts.compute_capabilities and capability not in facts.compute_capabilities:
+        gpu = current_gpu(self._cuda)
+        if facts.compute_capabilities and gpu.compute_capability not in facts.compute_capabilities:
             raise DeviceError(
                 f"The engine was compiled for {facts.target} (compute capability {wanted}), but this machine's GPU is "
-                f"{name.strip(chr(0))} (compute capability {capability}). Build the bundle for this GPU."
+                f"{gpu.name} (compute capability {gpu.compute_capability}). Build the bundle for this GPU."
             )
-        return name.strip("\0")
-
-
-def _cuda_runtime(facts: EngineFacts) -> Any:
-    for name in CUDA_MODULES:
-        package = name.partition(".")[0]
-        if importlib.util.find_spec(package) is None:
-            continue
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise missing("cuda-bindings", EXTRAS[facts.library], f"Running the engine for {facts.target}")
+        return gpu.name
 
 
 def _check_version(title: str, installed: str, facts: EngineFacts) -> None:

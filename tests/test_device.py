@@ -1,0 +1,421 @@
+"""`vitexport engine` on machines that are fakes: builds, acceptance, refusals, and kills at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, VALIDATION, Built
+from fakes import installed
+from fakes.fake_cuda import FakeCuda, Status
+from fakes.fake_tensorrt import GENERATIONS, Conduct
+
+from vitexport.artifacts import silent
+from vitexport.bundle import Bundle, open_bundle
+from vitexport.cli.commands import cli
+from vitexport.device import EngineRequest, build_here, open_for_engine
+from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
+from vitexport.pipeline import BuildRequest, run
+from vitexport.runtime import engines, load
+
+# Which bundle goes to a machine with which library, and that machine's GPU.
+MACHINES = {
+    "8.5": ("weak_bundle", (7, 2)),
+    "8.6": ("orin_6_0", (8, 7)),
+    "10.3": ("jetson_bundle", (8, 7)),
+    "10.16": ("orin_7_2", (8, 7)),
+    "11.4": ("hopper", (9, 0)),
+    "RTX 1.7": ("l4_bundle", (8, 9)),
+}
+PLAIN = EngineRequest()
+KILLS = 50
+
+
+def tiny(folder: Path, **words: Any) -> Built:
+    return Built(*run(BuildRequest(model=TINY, precision="fp16", out=folder / "tiny", **words), silent))
+
+
+@pytest.fixture(scope="module")
+def orin_6_0(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return tiny(tmp_path_factory.mktemp("orin60"), target="jetson-orin-nx-16gb", jetpack="6.0")
+
+
+@pytest.fixture(scope="module")
+def orin_7_2(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return tiny(tmp_path_factory.mktemp("orin72"), target="jetson-orin-nx-16gb", jetpack="7.2")
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return tiny(tmp_path_factory.mktemp("hopper"), target="h100")
+
+
+@dataclasses.dataclass
+class Device:
+    """A bundle's copy on a machine."""
+
+    monkeypatch: pytest.MonkeyPatch
+    root: Path
+    conduct: Conduct
+    cuda: FakeCuda
+
+    def install(self, generation: str) -> None:
+        for name, module in installed.modules(generation, self.conduct, self.cuda).items():
+            self.monkeypatch.setitem(sys.modules, name, module)
+
+    @property
+    def bundle(self) -> Bundle:
+        return open_for_engine(self.root)
+
+
+@pytest.fixture
+def make_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Device]:
+    def make(generation: str) -> Device:
+        fixture, capability = MACHINES[generation]
+        root = tmp_path / "bundle"
+        shutil.copytree(request.getfixturevalue(fixture).root, root)
+        cuda = FakeCuda(capability=capability, memory=1 << 28)
+        device = Device(monkeypatch, root, Conduct(computes_onnx=True), cuda)
+        device.install(generation)
+        return device
+
+    return make
+
+
+@pytest.fixture
+def orin(make_device: Callable[[str], Device]) -> Device:
+    return make_device("10.3")
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("generation", MACHINES)
+def test_each_generation_builds_and_runs_a_bundle(generation: str, make_device: Callable[[str], Device]) -> None:
+    device = make_device(generation)
+    before = snapshot(device.root)
+    folder, report = build_here(device.bundle, PLAIN)
+    assert folder is not None
+    assert {check.name: check.status for check in report.checks} == {
+        "engine": "passed",
+        "golden": "passed",
+        "accuracy": "skipped",
+    }
+    version = GENERATIONS[generation].version
+    assert f"by TensorRT{'-RTX' if generation.startswith('RTX') else ''} {version} in" in report.checks[0].message
+    # What was there is untouched, and the bundle still verifies.
+    assert {name: data for name, data in snapshot(device.root).items() if not name.startswith("engines/")} == before
+    open_bundle(device.root)
+    with load(device.root) as model:
+        pixels, logits = model.bundle.golden()
+        seen = model.predict([np.asarray(picture) for picture in pixels[:2]])
+        assert model.backend.description.endswith(f"{version}, Fake GPU")
+    assert seen.logits.shape == logits["logits"][:2].shape
+
+
+@pytest.mark.parametrize("generation", MACHINES)
+def test_the_build_has_half_of_the_free_memory_and_the_measurements_of_the_last(
+    generation: str, make_device: Callable[[str], Device]
+) -> None:
+    device = make_device(generation)
+    first, _ = build_here(device.bundle, PLAIN)
+    second, report = build_here(device.bundle, EngineRequest(workspace_mib=7))
+    assert first == second
+    one, two = device.conduct.built
+    assert one["pools"] == {"WORKSPACE": device.cuda.memory // 2}
+    assert two["pools"] == {"WORKSPACE": 7 << 20}
+    # TensorRT-RTX measures nothing when it compiles.
+    timings = None if generation.startswith("RTX") else f"{GENERATIONS[generation].version}: timings"
+    assert (one["cache"], two["cache"]) == (None if timings is None else "", timings)
+    assert ("what the build before had measured" in report.checks[0].message) == (timings is not None)
+
+
+def test_an_optimization_level_is_passed_on_where_there_is_one(make_device: Callable[[str], Device]) -> None:
+    device = make_device("8.6")
+    build_here(device.bundle, EngineRequest(optimization_level=5))
+    assert device.conduct.built[0]["level"] == 5
+
+
+def test_an_optimization_level_that_the_library_lacks_is_refused(make_device: Callable[[str], Device]) -> None:
+    device = make_device("8.5")
+    before = snapshot(device.root)
+    with pytest.raises(ToolchainError, match=r"TensorRT 8\.5\.2\.2 has no builder optimization level"):
+        build_here(device.bundle, EngineRequest(optimization_level=5))
+    assert snapshot(device.root) == before
+    assert not (device.root / "engines").exists()
+
+
+def test_progress_is_told_in_the_librarys_own_phases(orin: Device) -> None:
+    told: list[tuple[str, int, int]] = []
+    build_here(orin.bundle, PLAIN, progress=lambda what, done=0, total=0: told.append((what, done, total)))
+    phases = [entry for entry in told if entry[0].startswith("TensorRT: ")]
+    assert phases == [("TensorRT: Building Engine", done, 2) for done in range(3)]
+
+
+def test_an_interruption_within_the_build_ends_it_and_leaves_nothing(orin: Device) -> None:
+    def interrupted(what: str, done: int = 0, total: int = 0) -> None:  # noqa: ARG001 - a `Progress`
+        if what.startswith("TensorRT: ") and done:
+            raise KeyboardInterrupt
+
+    before = snapshot(orin.root)
+    with pytest.raises(KeyboardInterrupt):
+        build_here(orin.bundle, PLAIN, progress=interrupted)
+    assert snapshot(orin.root) == before
+    assert not (orin.root / "engines").exists()
+
+
+# ---- acceptance
+
+
+@pytest.mark.parametrize("noise", [0.3, float("nan")])
+def test_an_engine_that_computes_wrong_is_told_and_not_kept(orin: Device, noise: float) -> None:
+    orin.conduct.noise = noise
+    before = snapshot(orin.root)
+    folder, report = build_here(orin.bundle, PLAIN)
+    assert folder is None
+    assert [check.name for check in report.checks if check.status == "failed"] == ["golden"]
+    assert report.exit_code == 1
+    assert any("was not kept" in note for note in report.notes)
+    assert snapshot(orin.root) == before
+
+
+def test_a_wrong_engine_does_not_replace_a_right_one(orin: Device) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    before = snapshot(orin.root)
+    orin.conduct.noise = 0.3
+    assert build_here(orin.bundle, PLAIN)[0] is None
+    assert snapshot(orin.root) == before
+    assert folder is not None
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+
+
+def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["engine", str(orin.root), "--data", str(VALIDATION)], standalone_mode=False) == 0
+    shown = capsys.readouterr().out
+    assert "passed  accuracy" in shown
+    assert "engine: " in shown
+    report = json.loads(next((orin.root / "engines").glob("*/report.json")).read_text(encoding="utf-8"))
+    assert [check["name"] for check in report["checks"]] == ["engine", "golden", "accuracy"]
+
+
+# ---- what does not fit
+
+
+def test_without_a_gpu_it_is_one_sentence_and_its_exit_code(orin: Device) -> None:
+    orin.cuda.status, orin.cuda.count = Status.cudaErrorNoDevice, 0
+    with pytest.raises(DeviceError, match=r"no CUDA GPU \(cudaErrorNoDevice\)\. Copy the bundle to the device") as caught:
+        build_here(orin.bundle, PLAIN)
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+
+
+def test_another_gpu_is_refused_with_both(orin: Device) -> None:
+    orin.cuda.capability = (8, 9)
+    with pytest.raises(DeviceError, match=r"Orin Nano.*\(compute capability 8\.7\).* Fake GPU \(compute capability 8\.9\)"):
+        build_here(orin.bundle, PLAIN)
+
+
+def test_an_older_library_than_the_bundles_is_refused(orin: Device) -> None:
+    orin.install("8.6")
+    with pytest.raises(DeviceError, match=r"written for TensorRT 10\.3\.0, but this machine has 8\.6\.2.*--jetpack"):
+        build_here(orin.bundle, PLAIN)
+
+
+def test_more_workspace_than_is_free_is_refused(orin: Device) -> None:
+    with pytest.raises(DeviceError, match=r"--workspace 300 asks for more than the 256 MiB that are free on Fake GPU"):
+        build_here(orin.bundle, EngineRequest(workspace_mib=300))
+
+
+def test_a_cpu_bundle_needs_no_engine(cpu_bundle: Built) -> None:
+    with pytest.raises(UsageError, match="runs ONNX Runtime; it needs no engine"):
+        open_for_engine(cpu_bundle.root)
+
+
+@pytest.mark.parametrize("part", ["parser", "build", "deserialize", "context"])
+def test_a_library_that_fails_leaves_the_bundle_as_it_was(orin: Device, part: str) -> None:
+    orin.conduct.fails = part
+    before = snapshot(orin.root)
+    with pytest.raises(ToolchainError):
+        build_here(orin.bundle, PLAIN)
+    assert snapshot(orin.root) == before
+    assert not (orin.root / "engines").exists()
+
+
+# ---- which engine is loaded
+
+
+def test_an_engine_of_another_fingerprint_is_refused_with_both(orin: Device) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    orin.cuda.driver = 12090
+    with pytest.raises(DeviceError) as caught:
+        load(orin.root)
+    assert folder.name in str(caught.value)
+    assert "TensorRT 10.3.0, compute capability 8.7" in str(caught.value)
+    assert "CUDA driver 12.9" in str(caught.value)
+    # Both stay, each under its own name.
+    other, _ = build_here(orin.bundle, PLAIN)
+    assert other is not None
+    assert {other.name, folder.name} == set(engines.names(orin.bundle))
+    load(orin.root).close()
+    orin.cuda.driver = 12060
+    load(orin.root).close()
+
+
+def test_an_engine_under_another_machines_name_is_refused_with_both(orin: Device) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    folder.rename(folder.with_name(folder.name.replace("cuda12.6", "cuda12.9")))
+    orin.cuda.driver = 12090
+    with pytest.raises(BundleError, match=r"was built for .*CUDA driver 12\.6; this machine is .*CUDA driver 12\.9"):
+        load(orin.root)
+
+
+def test_an_engine_of_another_bundle_is_refused(orin: Device, orin_7_2: Built, tmp_path: Path) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    other = tmp_path / "other"
+    shutil.copytree(orin_7_2.root, other)
+    shutil.copytree(folder.parent, other / "engines")
+    with pytest.raises(BundleError, match="built from another bundle"):
+        load(other)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def linked(path: Path) -> None:
+    aside = path.with_name("aside")
+    path.rename(aside)
+    path.symlink_to(aside)
+
+
+@pytest.mark.parametrize("file", [engines.ENGINE, engines.FACTS, "report.json", engines.TIMING_CACHE])
+@pytest.mark.parametrize("damage", [cut, flipped, linked, Path.unlink])
+def test_a_damaged_engine_never_reaches_tensorrt(orin: Device, file: str, damage: Callable[[Path], None]) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    damage(folder / file)
+    loaded: list[bytes] = []
+    orin.monkeypatch.setattr("fakes.fake_tensorrt.Runtime.deserialize_cuda_engine", lambda _, plan: loaded.append(plan))
+    with pytest.raises(BundleError, match=r"Remove .*, or build it again with vitexport engine"):
+        load(orin.root)
+    assert loaded == []
+
+
+def test_a_damaged_engine_is_built_again_without_its_measurements(orin: Device) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    flipped(folder / engines.TIMING_CACHE)
+    build_here(orin.bundle, PLAIN)
+    assert [build["cache"] for build in orin.conduct.built] == ["", ""]
+    load(orin.root).close()
+
+
+# ---- places that cannot be written, and others at work
+
+
+def test_two_builds_in_one_bundle_are_refused(orin: Device) -> None:
+    def second() -> None:
+        with pytest.raises(InputError, match="Another vitexport engine is at work"):
+            build_here(orin.bundle, PLAIN)
+
+    orin.conduct.during_build = second
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+
+
+def test_a_full_disk_leaves_the_bundle_as_it_was(orin: Device) -> None:
+    before = snapshot(orin.root)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    orin.monkeypatch.setattr("vitexport.device.write_json", full)
+    with pytest.raises(InputError, match=r"No space left on device\. The bundle is as it was"):
+        build_here(orin.bundle, PLAIN)
+    assert snapshot(orin.root) == before
+    assert not (orin.root / "engines").exists()
+
+
+@pytest.mark.parametrize("there", ["a file", "a link"])
+def test_something_else_in_the_engines_place_is_not_touched(orin: Device, tmp_path: Path, there: str) -> None:
+    place = orin.root / "engines"
+    if there == "a file":
+        place.write_bytes(b"")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is not a plain folder"):
+        build_here(orin.bundle, PLAIN)
+    assert load(orin.root, backend="onnxruntime").backend is not None
+
+
+# ---- kills
+
+
+def build_in_a_process(root: Path, ready: Any) -> None:
+    """A whole build on the fake Orin, in a process of its own."""
+    installed.install("10.3", Conduct(computes_onnx=True), FakeCuda(capability=(8, 7), memory=1 << 28))
+    ready.set()
+    build_here(open_for_engine(root), PLAIN)
+
+
+def test_a_kill_at_any_moment_leaves_a_bundle_that_verifies(orin: Device) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    before = snapshot(orin.root)
+
+    def started() -> Any:
+        ready = context.Event()
+        process = context.Process(target=build_in_a_process, args=(orin.root, ready))
+        process.start()
+        assert ready.wait(60)
+        return process
+
+    process, start = started(), time.monotonic()
+    process.join(60)
+    whole = time.monotonic() - start
+    assert process.exitcode == 0
+    chance, survivors = random.Random(6), 0  # noqa: S311 - moments of a test
+    for number in range(KILLS):
+        if number % 2:
+            shutil.rmtree(orin.root / "engines")  # every other time there is no older engine
+        process = started()
+        time.sleep(chance.uniform(0, 1.1 * whole))
+        if process.pid is not None and process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.join(60)
+        survivors += process.exitcode == 0
+        bundle = open_bundle(orin.root)
+        assert {name: data for name, data in snapshot(orin.root).items() if not name.startswith("engines/")} == before
+        here = sys.modules["cuda.bindings.runtime"]
+        assert here is not None
+        for name in engines.names(bundle):
+            load(orin.root).close()
+            assert name.startswith("tensorrt-10.3.0-sm8.7-")
+        (orin.root / "engines").mkdir(exist_ok=True)
+    assert survivors < KILLS / 2
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

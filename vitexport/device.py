@@ -1,0 +1,194 @@
+"""A bundle enters on the device where it will live; an engine that was built and accepted there leaves, with its report.
+
+Needs neither torch nor onnx nor the training data: the bundle's ONNX and recipe, TensorRT, and the golden inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from vitexport.artifacts import EngineRecipe, Progress, silent
+from vitexport.bundle import REPORT, Bundle, open_bundle, write_json
+from vitexport.datasets import ImageSet
+from vitexport.errors import BundleError, DeviceError, UsageError
+from vitexport.report import Check, Report
+from vitexport.runtime import engines
+from vitexport.runtime.backends import EngineFacts, open_engine
+from vitexport.runtime.backends.cuda import Gpu, cuda_runtime, current_gpu, why_no_gpu
+from vitexport.runtime.backends.tensorrt_api import EXTRAS, TITLES
+from vitexport.runtime.backends.tensorrt_build import BuilderOptions, build_plan, library_version
+from vitexport.runtime.engines import Fingerprint
+from vitexport.runtime.model import Model
+from vitexport.targets.target import version_key
+from vitexport.validate.device import title, validate_bundle
+
+# Of the device's free memory; the network's own tensors and the engine need the rest.
+WORKSPACE_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What ``vitexport engine`` is asked for.
+
+    Attributes:
+        workspace_mib: Most scratch memory for one layer; None for half of what the device has free.
+        optimization_level: 0 to 5; None leaves it to TensorRT.
+        max_drop: Top-1 that may be lost against PyTorch on labelled images, in percentage points.
+    """
+
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    max_drop: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Machine:
+    gpu: Gpu
+    fingerprint: Fingerprint
+
+
+def open_for_engine(path: Path) -> Bundle:
+    """The verified bundle, if an engine belongs to it.
+
+    Raises:
+        BundleError: It is damaged, foreign or of another format.
+        UsageError: It was built for a CPU.
+    """
+    bundle = open_bundle(path)
+    if bundle.manifest.engine is None:
+        raise UsageError(
+            f"Bundle {path} was built for {bundle.manifest.target.name}, which runs ONNX Runtime; it needs no engine."
+        )
+    return bundle
+
+
+def build_here(
+    bundle: Bundle, request: EngineRequest, data: ImageSet | None = None, progress: Progress = silent
+) -> tuple[Path | None, Report]:
+    """Build the engine of `bundle` with this machine's library, hold it against PyTorch, and keep it if it is accepted.
+
+    Args:
+        bundle: From `open_for_engine`.
+        request: How.
+        data: Labelled images to judge it on, beside the golden inputs; or None.
+        progress: Told what is done.
+
+    Returns:
+        The engine's folder in the bundle, or None if a check failed and it was not kept; and the report.
+
+    Raises:
+        DeviceError: No GPU, another one than the bundle's, or an older library than the bundle was written for.
+        MissingDependencyError: TensorRT or the CUDA bindings are not installed.
+        ToolchainError: TensorRT refuses the graph or fails.
+        InputError: The bundle's folder cannot be written.
+    """
+    machine = _machine(bundle)
+    recipe = dataclasses.replace(_recipe(bundle), compute_capabilities=(machine.gpu.compute_capability,))
+    options = _options(bundle, request, machine)
+    said = {"workspace_bytes": options.workspace_bytes, "optimization_level": options.optimization_level}
+    onnx = bundle.artifact("onnx")
+    if onnx is None:
+        raise BundleError(f"Bundle {bundle.root} holds no ONNX model; build it again.")
+    library = f"{TITLES[machine.fingerprint.library]} {machine.fingerprint.version}"
+    with engines.staging(bundle, machine.fingerprint, said) as staged:
+        progress(f"building the engine with {library}")
+        start = time.monotonic()
+        plan = build_plan(onnx, recipe, machine.fingerprint.library, options, progress)
+        seconds = time.monotonic() - start
+        path = staged.folder / engines.ENGINE
+        path.write_bytes(plan.engine)
+        if plan.timing_cache is not None:
+            (staged.folder / engines.TIMING_CACHE).write_bytes(plan.timing_cache)
+        message = f"built on {machine.gpu.name} by {library} in {seconds:.0f} s, {len(plan.engine) / 2**20:.1f} MiB"
+        if plan.timing_cache_used:
+            message += "; kernels were chosen by what the build before had measured"
+        report = _judged(bundle, request, machine, path, data, progress)
+        built = Check(name="engine", status="passed", message=message)
+        report = dataclasses.replace(report, checks=(built, *report.checks))
+        write_json(staged.folder / REPORT, report.to_json())
+        staged.keep = report.exit_code == 0
+    if not staged.keep:
+        note = "The engine was not kept: it does not compute what PyTorch computed."
+        return None, dataclasses.replace(report, notes=(*report.notes, note))
+    return bundle.root / engines.FOLDER / machine.fingerprint.name, report
+
+
+def _machine(bundle: Bundle) -> _Machine:
+    """The GPU and the library, once both fit the bundle."""
+    manifest, target = bundle.manifest, bundle.manifest.target
+    library = (manifest.engine or {})["library"]
+    cuda = cuda_runtime("Building the engine", EXTRAS[library])
+    if (reason := why_no_gpu(cuda)) is not None:
+        raise DeviceError(
+            f"The engine of {bundle.root} is built on {target.name} itself, and this machine has no CUDA GPU ({reason}). "
+            "Copy the bundle to the device and run vitexport engine there."
+        )
+    gpu = current_gpu(cuda)
+    if target.compute_capability not in (None, gpu.compute_capability):
+        raise DeviceError(
+            f"Bundle {bundle.root} was built for {target.name} (compute capability {target.compute_capability}), but this "
+            f"machine's GPU is {gpu.name} (compute capability {gpu.compute_capability}). Build a bundle for it: "
+            "vitexport targets lists the names for --target."
+        )
+    version = library_version(library)
+    if target.tensorrt is not None and _release(version) < _release(target.tensorrt):
+        raise DeviceError(
+            f"Bundle {bundle.root} was written for {TITLES[library]} {target.tensorrt}, but this machine has {version}, "
+            "which may read parts of it by older rules. Build it again for this one"
+            f"{' (--jetpack)' if target.jetpack else ''}, or upgrade here."
+        )
+    return _Machine(gpu=gpu, fingerprint=Fingerprint.of(library, version, gpu))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number: what a patch changes is not how a graph is read."""
+    return version_key(".".join(version.split(".")[:2]))
+
+
+def _recipe(bundle: Bundle) -> EngineRecipe:
+    try:
+        return EngineRecipe.from_json((bundle.manifest.engine or {})["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"The engine's recipe in bundle {bundle.root} is not what vitexport writes: {error}") from None
+
+
+def _options(bundle: Bundle, request: EngineRequest, machine: _Machine) -> BuilderOptions:
+    free = machine.gpu.free_bytes
+    wanted = int(free * WORKSPACE_SHARE) if request.workspace_mib is None else request.workspace_mib << 20
+    if wanted > free:
+        raise DeviceError(
+            f"--workspace {request.workspace_mib} asks for more than the {free >> 20} MiB that are free on "
+            f"{machine.gpu.name}; give less, or end what else uses the GPU."
+        )
+    cache = None
+    if machine.fingerprint.library == "tensorrt":
+        # TensorRT-RTX times nothing when it compiles; its kernels are chosen when the engine is loaded.
+        before = _before(bundle, machine)
+        cache = before.read_bytes() if before is not None else b""
+    return BuilderOptions(workspace_bytes=wanted, optimization_level=request.optimization_level, timing_cache=cache)
+
+
+def _before(bundle: Bundle, machine: _Machine) -> Path | None:
+    """The timing cache of an engine that was built here before; one that was altered is not used."""
+    try:
+        found = engines.find(bundle, machine.fingerprint)
+    except BundleError:
+        return None
+    path = found.path.with_name(engines.TIMING_CACHE) if found is not None else None
+    return path if path is not None and path.is_file() else None
+
+
+def _judged(  # noqa: PLR0913, PLR0917 - what is judged, on what, where
+    bundle: Bundle, request: EngineRequest, machine: _Machine, path: Path, data: ImageSet | None, progress: Progress
+) -> Report:
+    facts = EngineFacts(
+        library=machine.fingerprint.library,
+        library_version=machine.fingerprint.version,
+        compute_capabilities=(machine.gpu.compute_capability,),
+        target=bundle.manifest.target.name,
+    )
+    with Model(bundle, open_engine(path, facts)) as model:
+        report = validate_bundle(model, data, request.max_drop, progress)
+        return dataclasses.replace(report, title=f"{title(model)} · {machine.fingerprint}")
