@@ -351,8 +351,13 @@ def test_bad_images_for_predict(vitexport: Command, cpu_bundle: Built, tmp_path:
 def test_an_l4_engine_is_refused_here_and_names_both_sides(vitexport: Command, l4_bundle: Built) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU; tests/gpu runs the engine")
-    assert_refused(vitexport("predict", l4_bundle.root, DIGIT), 5, "NVIDIA L4", "8.9", "this machine has no CUDA GPU")
-    assert "7 " in vitexport("predict", l4_bundle.root, DIGIT, "--backend", "onnxruntime").stdout
+    insisting = vitexport("predict", l4_bundle.root, DIGIT, "--backend", "tensorrt")
+    assert_refused(insisting, 5, "NVIDIA L4", "8.9", "this machine has no CUDA GPU")
+    instead = vitexport("predict", l4_bundle.root, DIGIT)
+    assert "7 " in instead.stdout
+    assert "note: running on ONNX Runtime" in instead.stderr
+    assert "this machine has no CUDA GPU" in instead.stderr
+    assert "note" not in vitexport("predict", l4_bundle.root, DIGIT, "--backend", "onnxruntime").stderr
 
 
 def test_unreadable_calibration_images_are_named_and_counted(vitexport: Command, tmp_path: Path) -> None:

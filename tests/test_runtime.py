@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -277,11 +278,15 @@ def test_an_int8_bundle_is_refused_where_its_arithmetic_could_be_wrong(copy: Pat
 
 
 @pytest.mark.skipif(has_gpu, reason="this machine has a GPU")
-@pytest.mark.parametrize("backend", ["auto", "tensorrt"])
-def test_an_engine_is_refused_without_a_gpu_naming_both(backend: str, l4_bundle: Built) -> None:
-    with pytest.raises(DeviceError, match=r"NVIDIA L4 \(compute capability 8\.9\), but this machine has no CUDA") as caught:
-        load(l4_bundle.root, backend=backend)  # type: ignore[arg-type]
+def test_an_engine_is_refused_without_a_gpu_naming_both(l4_bundle: Built) -> None:
+    message = r"NVIDIA L4 \(compute capability 8\.9\), but this machine has no CUDA"
+    with pytest.raises(DeviceError, match=message) as caught:
+        load(l4_bundle.root, backend="tensorrt")
     assert caught.value.exit_code == 5
+    # Where nothing was asked for by name, what runs instead says why.
+    instead = load(l4_bundle.root)
+    assert re.search(message, str(instead.fallback))
+    assert "CPU" in instead.backend.description
 
 
 def test_an_engines_numbers_can_be_looked_at_on_the_cpu(l4_bundle: Built) -> None:
@@ -301,9 +306,12 @@ def test_a_dynamic_graph_gives_an_image_the_same_logits_in_any_batch(l4_bundle: 
 
 
 def test_a_bundle_whose_engine_is_not_built_yet_says_how(jetson_bundle: Built) -> None:
-    with pytest.raises(BundleError, match=r"holds no engine: .*engine\.sh .* calls trtexec.*backend onnxruntime"):
-        load(jetson_bundle.root)
-    assert load(jetson_bundle.root, backend="onnxruntime").predict(DIGITS[0]).logits.shape == (1, 10)
+    message = r"holds no engine: .*engine\.sh .* calls trtexec"
+    with pytest.raises(DeviceError, match=message):
+        load(jetson_bundle.root, backend="tensorrt")
+    for instead in (load(jetson_bundle.root), load(jetson_bundle.root, backend="onnxruntime")):
+        assert instead.predict(DIGITS[0]).logits.shape == (1, 10)
+    assert re.search(message, str(load(jetson_bundle.root).fallback))
 
 
 def test_an_engine_cannot_be_insisted_on_for_a_cpu(cpu_bundle: Built) -> None:
@@ -312,7 +320,7 @@ def test_an_engine_cannot_be_insisted_on_for_a_cpu(cpu_bundle: Built) -> None:
 
 
 def test_an_unknown_backend_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'cuda' is unknown; use auto, onnxruntime or tensorrt"):
+    with pytest.raises(UsageError, match="'cuda' is unknown; use auto, tensorrt, onnxruntime, onnxruntime-cuda or onnx"):
         load(tmp_path, backend="cuda")  # type: ignore[arg-type]
 
 

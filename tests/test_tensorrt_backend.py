@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import EngineRecipe
 from vitexport.errors import DeviceError, MissingDependencyError, ToolchainError
-from vitexport.runtime.backends import Backend, EngineFacts, open_engine
+from vitexport.runtime.backends import Backend, EngineFacts, GpuTimer, open_engine
 from vitexport.runtime.backends.tensorrt_build import build_engine
 from vitexport.runtime.backends.tensorrt_engine import TensorRtBackend
 
@@ -135,6 +135,7 @@ def test_only_the_named_layers_are_held_in_float32(machine: Machine) -> None:
     machine.install("8.6")
     plan = machine.build(dataclasses.replace(WEAK, fp32_layers=("a", "c", "absent")), "tensorrt")
     assert machine.conduct.precisions == {"a": "float32", "c": "float32"}
+    assert machine.conduct.output_types == machine.conduct.precisions
     # Without it, a precision is only a wish.
     assert "OBEY_PRECISION_CONSTRAINTS" in plan["flags"]
 
@@ -272,6 +273,54 @@ def test_closing_gives_everything_back(machine: Machine) -> None:
     backend.close()
     assert (machine.cuda.blocks, machine.cuda.queues) == ({}, {})
     backend.close()
+
+
+def opened(machine: Machine) -> TensorRtBackend:
+    machine.install("10.3")
+    backend = machine.open(facts_of("10.3"))
+    assert isinstance(backend, TensorRtBackend)
+    return backend
+
+
+def test_a_shape_that_comes_twice_is_launched_as_a_graph_from_then_on(machine: Machine) -> None:
+    backend = opened(machine)
+    for seed in range(4):
+        batch = images(2, seed)
+        np.testing.assert_allclose(backend.run(batch)[LOGITS], expected(LOGITS, batch), rtol=1e-6)
+    assert (machine.cuda.graphs, machine.cuda.launches) == (1, 2)
+    # Another shape ends it; the same pictures give the same numbers on either way.
+    np.testing.assert_allclose(backend.run(images(3))[LOGITS], expected(LOGITS, images(3)), rtol=1e-6)
+    assert (machine.cuda.graphs, machine.cuda.launches) == (0, 2)
+    backend.close()
+    assert (machine.cuda.graphs, machine.cuda.pinned) == (0, {})
+
+
+def test_a_graph_can_be_done_without(machine: Machine) -> None:
+    backend = opened(machine)
+    backend.use_cuda_graph = False
+    for seed in range(4):
+        backend.run(images(2, seed))
+    assert (machine.cuda.graphs, machine.cuda.launches) == (0, 0)
+
+
+def test_an_engine_that_cannot_be_recorded_runs_without_a_graph_and_says_so(machine: Machine) -> None:
+    backend = opened(machine)
+    machine.conduct.records = False
+    for seed in range(4):
+        batch = images(2, seed)
+        np.testing.assert_allclose(backend.run(batch)[LOGITS], expected(LOGITS, batch), rtol=1e-6)
+    assert machine.cuda.launches == 0
+    assert str(backend.graph_refusal).startswith("the engine cannot be recorded (cudaErrorStreamCaptureInvalidated)")
+
+
+def test_the_gpus_time_leaves_the_copies_out(machine: Machine) -> None:
+    backend = opened(machine)
+    assert isinstance(backend, GpuTimer)
+    # Every piece of work takes the fake device a quarter of a millisecond.
+    for graph in (False, True):
+        backend.use_cuda_graph = graph
+        assert [backend.gpu_time(images(2)) for _ in range(3)] == [0.25] * 3
+    assert machine.cuda.launches > 0
 
 
 def test_device_memory_is_reused(machine: Machine) -> None:

@@ -269,7 +269,7 @@ def verify_file(root: Path, relative: str, expected: str) -> None:
         BundleError: It is missing, changed, outside the bundle or behind a symbolic link.
     """
     try:
-        path = _inside(root, relative)
+        path = inside(root, relative)
         seen = file_sha256(path) if path.is_file() else None
     except OSError as error:
         raise BundleError(f"{relative[:80]} in bundle {root} cannot be read: {error.strerror}.") from None
@@ -313,7 +313,12 @@ def _read_manifest(root: Path) -> Manifest:
         raise BundleError(f"{path} is not a valid manifest: {type(error).__name__}: {error}") from None
 
 
-def _inside(root: Path, relative: str) -> Path:
+def inside(root: Path, relative: str) -> Path:
+    """Where `relative` lies in the bundle at `root`.
+
+    Raises:
+        BundleError: Outside the bundle, or behind a symbolic link.
+    """
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative:
         raise BundleError(f"Bundle {root} names {relative!r}, which lies outside it; it is not opened.")

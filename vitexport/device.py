@@ -15,11 +15,12 @@ from vitexport.datasets import ImageSet
 from vitexport.errors import BundleError, DeviceError, UsageError
 from vitexport.report import Check, Report
 from vitexport.runtime import engines
-from vitexport.runtime.backends import EngineFacts, open_engine
+from vitexport.runtime.backends import open_engine
 from vitexport.runtime.backends.cuda import Gpu, cuda_runtime, current_gpu, why_no_gpu
 from vitexport.runtime.backends.tensorrt_api import EXTRAS, TITLES
 from vitexport.runtime.backends.tensorrt_build import BuilderOptions, build_plan, library_version
-from vitexport.runtime.engines import Fingerprint
+from vitexport.runtime.engines import BuiltHere, Fingerprint
+from vitexport.runtime.loading import built_facts
 from vitexport.runtime.model import Model
 from vitexport.targets.target import version_key
 from vitexport.validate.device import title, validate_bundle
@@ -35,11 +36,19 @@ class EngineRequest:
     Attributes:
         workspace_mib: Most scratch memory for one layer; None for half of what the device has free.
         optimization_level: 0 to 5; None leaves it to TensorRT.
+        version_compatible: Later versions of TensorRT shall run the engine too.
+        hardware_compatible: Every GPU from Ampere on shall run it.
+        dla_core: Deep Learning Accelerator to use; None for the GPU alone.
+        strip_weights: Leave weights out of the engine; they come back from the bundle's ONNX when it is loaded.
         max_drop: Top-1 that may be lost against PyTorch on labelled images, in percentage points.
     """
 
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    dla_core: int | None = None
+    strip_weights: bool = False
     max_drop: float = 1.0
 
 
@@ -84,10 +93,11 @@ def build_here(
         ToolchainError: TensorRT refuses the graph or fails.
         InputError: The bundle's folder cannot be written.
     """
+    _check_request(bundle, request)
     machine = _machine(bundle)
     recipe = dataclasses.replace(_recipe(bundle), compute_capabilities=(machine.gpu.compute_capability,))
     options = _options(bundle, request, machine)
-    said = {"workspace_bytes": options.workspace_bytes, "optimization_level": options.optimization_level}
+    said = {name: value for name, value in dataclasses.asdict(options).items() if name != "timing_cache"}
     onnx = bundle.artifact("onnx")
     if onnx is None:
         raise BundleError(f"Bundle {bundle.root} holds no ONNX model; build it again.")
@@ -104,15 +114,55 @@ def build_here(
         message = f"built on {machine.gpu.name} by {library} in {seconds:.0f} s, {len(plan.engine) / 2**20:.1f} MiB"
         if plan.timing_cache_used:
             message += "; kernels were chosen by what the build before had measured"
-        report = _judged(bundle, request, machine, path, data, progress)
+        built_here = BuiltHere(path=path, fingerprint=machine.fingerprint, options=said)
+        report = _judged(bundle, request, built_here, data, progress)
         built = Check(name="engine", status="passed", message=message)
-        report = dataclasses.replace(report, checks=(built, *report.checks))
+        notes = (*report.notes, _unconstrained(plan.unconstrained)) if plan.unconstrained else report.notes
+        report = dataclasses.replace(report, checks=(built, *report.checks), notes=notes)
         write_json(staged.folder / REPORT, report.to_json())
         staged.keep = report.exit_code == 0
     if not staged.keep:
         note = "The engine was not kept: it does not compute what PyTorch computed."
         return None, dataclasses.replace(report, notes=(*report.notes, note))
     return bundle.root / engines.FOLDER / machine.fingerprint.name, report
+
+
+def _unconstrained(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return (
+        f"TensorRT made no layer for {len(names)} nodes that were to stay in FP32 ({shown}); whether it matters, the golden "
+        "inputs tell."
+    )
+
+
+def _check_request(bundle: Bundle, request: EngineRequest) -> None:
+    """What cannot be done on any machine is refused before one is looked at.
+
+    Raises:
+        UsageError: The options contradict the target, the precision or the batch.
+    """
+    manifest = bundle.manifest
+    target, library = manifest.target, (manifest.engine or {})["library"]
+    if library == "tensorrt-rtx" and (request.version_compatible or request.hardware_compatible):
+        raise UsageError(
+            "--version-compatible and --hardware-compatible are for full TensorRT; an engine of TensorRT-RTX runs with the "
+            "version that built it, on the GPUs that it was built for (build --target l4 --target a10 for several)."
+        )
+    if request.hardware_compatible and target.kind == "jetson":
+        raise UsageError(
+            f"--hardware-compatible is not for {target.name}: TensorRT's hardware compatibility does not support JetPack."
+        )
+    if request.dla_core is None:
+        return
+    if target.kind != "jetson":
+        raise UsageError(f"--dla is for Jetsons; {target.name} has no Deep Learning Accelerator.")
+    if manifest.precision == "fp32":
+        raise UsageError("--dla: a Deep Learning Accelerator computes float16 and int8; build the bundle with one of these.")
+    if manifest.batch.is_dynamic:
+        raise UsageError(
+            f"--dla: a Deep Learning Accelerator takes one shape, and the bundle takes batches of {manifest.batch}; "
+            "build it with one --batch size."
+        )
 
 
 def _machine(bundle: Bundle) -> _Machine:
@@ -126,9 +176,10 @@ def _machine(bundle: Bundle) -> _Machine:
             "Copy the bundle to the device and run vitexport engine there."
         )
     gpu = current_gpu(cuda)
-    if target.compute_capability not in (None, gpu.compute_capability):
+    served = _recipe(bundle).compute_capabilities
+    if served and gpu.compute_capability not in served:
         raise DeviceError(
-            f"Bundle {bundle.root} was built for {target.name} (compute capability {target.compute_capability}), but this "
+            f"Bundle {bundle.root} was built for {target.name} (compute capability {' or '.join(served)}), but this "
             f"machine's GPU is {gpu.name} (compute capability {gpu.compute_capability}). Build a bundle for it: "
             "vitexport targets lists the names for --target."
         )
@@ -167,7 +218,15 @@ def _options(bundle: Bundle, request: EngineRequest, machine: _Machine) -> Build
         # TensorRT-RTX times nothing when it compiles; its kernels are chosen when the engine is loaded.
         before = _before(bundle, machine)
         cache = before.read_bytes() if before is not None else b""
-    return BuilderOptions(workspace_bytes=wanted, optimization_level=request.optimization_level, timing_cache=cache)
+    return BuilderOptions(
+        workspace_bytes=wanted,
+        optimization_level=request.optimization_level,
+        timing_cache=cache,
+        version_compatible=request.version_compatible,
+        hardware_compatible=request.hardware_compatible,
+        dla_core=request.dla_core,
+        strip_weights=request.strip_weights,
+    )
 
 
 def _before(bundle: Bundle, machine: _Machine) -> Path | None:
@@ -180,15 +239,10 @@ def _before(bundle: Bundle, machine: _Machine) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _judged(  # noqa: PLR0913, PLR0917 - what is judged, on what, where
-    bundle: Bundle, request: EngineRequest, machine: _Machine, path: Path, data: ImageSet | None, progress: Progress
-) -> Report:
-    facts = EngineFacts(
-        library=machine.fingerprint.library,
-        library_version=machine.fingerprint.version,
-        compute_capabilities=(machine.gpu.compute_capability,),
-        target=bundle.manifest.target.name,
-    )
-    with Model(bundle, open_engine(path, facts)) as model:
+def _judged(bundle: Bundle, request: EngineRequest, built: BuiltHere, data: ImageSet | None, progress: Progress) -> Report:
+    """What the new engine computes, through the runtime that will load it."""
+    # Kernels of an engine that may not be kept are not kept either.
+    facts = dataclasses.replace(built_facts(bundle, built, built.fingerprint), kernel_cache=None)
+    with Model(bundle, open_engine(built.path, facts)) as model:
         report = validate_bundle(model, data, request.max_drop, progress)
-        return dataclasses.replace(report, title=f"{title(model)} · {machine.fingerprint}")
+        return dataclasses.replace(report, title=f"{title(model)} · {built.fingerprint}")

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from vitexport.report import StageCost
 from vitexport.targets import machine_cpu
 
+TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 # Distribution names whose versions explain a result.
 LIBRARIES = (
     *("numpy", "pillow", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
@@ -45,6 +47,7 @@ def describe_machine() -> dict[str, Any]:
         "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "memory_gib": _memory_gib(),
         "gpu": _gpu(),
+        "l4t": l4t_release(),
         "versions": library_versions(),
     }
     return {key: value for key, value in facts.items() if value is not None}
@@ -84,6 +87,14 @@ def memory_bytes() -> int | None:
 def _memory_gib() -> float | None:
     memory = memory_bytes()
     return None if memory is None else round(memory / 2**30, 1)
+
+
+def l4t_release() -> str | None:
+    """Release of Jetson Linux, which JetPack names by numbers of its own, for example ``36.4.3``; None elsewhere."""
+    line = (_first_line(TEGRA_RELEASE) or "").split("\n")[0]
+    # "# R36 (release), REVISION: 4.3, GCID: …" (NVIDIA Jetson Linux Developer Guide)
+    found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", line)
+    return f"{found[1]}.{found[2]}" if found else None
 
 
 def _gpu() -> str | None:

@@ -23,6 +23,7 @@ class Status(enum.IntEnum):
     cudaErrorInsufficientDriver = 35  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidResourceHandle = 400  # noqa: N815
+    cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
 
 
 class Kind(enum.IntEnum):
@@ -30,6 +31,28 @@ class Kind(enum.IntEnum):
 
     cudaMemcpyHostToDevice = 1  # noqa: N815
     cudaMemcpyDeviceToHost = 2  # noqa: N815
+
+
+class CaptureMode(enum.IntEnum):
+    """cudaStreamCaptureMode."""
+
+    cudaStreamCaptureModeGlobal = 0  # noqa: N815
+    cudaStreamCaptureModeThreadLocal = 1  # noqa: N815
+
+
+class Graph:
+    """What was enqueued while it was recorded."""
+
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self.work = work
+
+
+class Event:
+    """A moment on the device, in milliseconds; None until its stream gets there."""
+
+    def __init__(self) -> None:
+        self.moment: float | None = None
+        self.stream: int | None = None
 
 
 class Stream:
@@ -54,6 +77,7 @@ class FakeCuda:
 
     cudaError_t = Status  # noqa: N815
     cudaMemcpyKind = Kind  # noqa: N815
+    cudaStreamCaptureMode = CaptureMode  # noqa: N815
 
     def __init__(
         self,
@@ -69,6 +93,15 @@ class FakeCuda:
         self.blocks: dict[int, bytearray] = {}
         self.queues: dict[int, list[Callable[[], None]]] = {}
         self.allocations = 0
+        self.pinned: dict[int, Any] = {}
+        self.captured: list[Callable[[], None]] | None = None
+        self.launches = 0
+        self.graphs = 0
+        self.clock = 0.0
+
+    @property
+    def is_capturing(self) -> bool:
+        return self.captured is not None
 
     @property
     def no_gpu(self) -> bool:
@@ -101,7 +134,14 @@ class FakeCuda:
         ctypes.memmove(to, self.read(source, size), size)
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
-        self.queues[stream].append(work)
+        if self.captured is not None:
+            self.captured.append(work)
+        else:
+            self.queues[stream].append(functools.partial(self._work, work))
+
+    def _work(self, work: Callable[[], None]) -> None:
+        self.clock += 0.25  # each piece of work takes a quarter of a millisecond
+        work()
 
     # ---- the bindings: each returns a status and, some, a value
 
@@ -149,7 +189,77 @@ class FakeCuda:
         known = self.blocks.pop(address, None) is not None
         return (Status.cudaSuccess if known else Status.cudaErrorInvalidValue,)
 
+    # ---- pinned memory, events and graphs
+
+    def cudaMallocHost(self, size: int) -> tuple[Status, int | None]:  # noqa: N802
+        block = ctypes.create_string_buffer(size)
+        address = ctypes.addressof(block)
+        self.pinned[address] = block
+        return Status.cudaSuccess, address
+
+    def cudaFreeHost(self, address: int) -> tuple[Status]:  # noqa: N802
+        known = self.pinned.pop(address, None) is not None
+        return (Status.cudaSuccess if known else Status.cudaErrorInvalidValue,)
+
+    def cudaEventCreate(self) -> tuple[Status, Event]:  # noqa: N802
+        return Status.cudaSuccess, Event()
+
+    def cudaEventRecord(self, event: Event, stream: Stream) -> tuple[Status]:  # noqa: N802
+        event.stream = int(stream)
+
+        def reached() -> None:
+            event.moment = self.clock
+
+        self.queues[int(stream)].append(reached)
+        return (Status.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event: Event) -> tuple[Status]:  # noqa: N802
+        queue = self.queues[event.stream or 0]
+        while queue and event.moment is None:
+            queue.pop(0)()
+        return (Status.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, begin: Event, end: Event) -> tuple[Status, float | None]:  # noqa: N802
+        if begin.moment is None or end.moment is None:
+            return Status.cudaErrorInvalidResourceHandle, None
+        return Status.cudaSuccess, end.moment - begin.moment
+
+    def cudaEventDestroy(self, event: Event) -> tuple[Status]:  # noqa: N802
+        return (Status.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: Stream, mode: CaptureMode) -> tuple[Status]:  # noqa: N802
+        self.captured = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: Stream) -> tuple[Status, Graph | None]:  # noqa: N802
+        work, self.captured = self.captured, None
+        if not work:
+            return Status.cudaErrorStreamCaptureInvalidated, None
+        return Status.cudaSuccess, Graph(work)
+
+    def cudaGetLastError(self) -> tuple[Status]:  # noqa: N802
+        return (Status.cudaSuccess,)
+
+    def cudaGraphInstantiateWithFlags(self, graph: Graph, flags: int) -> tuple[Status, Graph]:  # noqa: N802
+        self.graphs += 1
+        return Status.cudaSuccess, Graph(graph.work)
+
+    def cudaGraphDestroy(self, graph: Graph) -> tuple[Status]:  # noqa: N802
+        return (Status.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graph: Graph, stream: Stream) -> tuple[Status]:  # noqa: N802
+        self.launches += 1
+        for work in graph.work:
+            self.enqueue(int(stream), work)
+        return (Status.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, graph: Graph) -> tuple[Status]:  # noqa: N802
+        self.graphs -= 1
+        return (Status.cudaSuccess,)
+
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Kind, stream: Stream) -> tuple[Status]:  # noqa: N802
+        host = source if kind == Kind.cudaMemcpyHostToDevice else to
+        assert host in self.pinned, "an asynchronous copy from or to memory that is not pinned"
         if kind == Kind.cudaMemcpyHostToDevice:
             self.enqueue(int(stream), lambda: self.write(to, ctypes.string_at(source, size)))
         else:

@@ -40,52 +40,59 @@ class Generation:
     compute_capabilities: tuple[int, ...] = ()
     optimization_level: bool = True
     progress_monitor: bool = True
+    compatibility: bool = True
+    refits_onnx: bool = True
 
 
+FLAGS_SINCE_10 = ("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL")
+WEAK_FLAGS = ("FP16", "INT8", "GPU_FALLBACK", "OBEY_PRECISION_CONSTRAINTS")
 GENERATIONS = {
     "8.5": Generation(
         module="tensorrt",
         version="8.5.2.2",
         network_flags={"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1},
-        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        builder_flags=(*WEAK_FLAGS, "TF32"),
         sets_precision=True,
         optimization_level=False,
         progress_monitor=False,
+        compatibility=False,
+        refits_onnx=False,
     ),
     "8.6": Generation(
         module="tensorrt",
         version="8.6.2",
         network_flags={"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1},
-        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        builder_flags=(*WEAK_FLAGS, "TF32", "VERSION_COMPATIBLE"),
         sets_precision=True,
         progress_monitor=False,
+        refits_onnx=False,
     ),
     "10.3": Generation(
         module="tensorrt",
         version="10.3.0",
         network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
-        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"),
+        builder_flags=(*WEAK_FLAGS, *FLAGS_SINCE_10),
         sets_precision=True,
     ),
     "10.16": Generation(
         module="tensorrt",
         version="10.16.2",
         network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
-        builder_flags=("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32", "EDITABLE_TIMING_CACHE"),
+        builder_flags=(*WEAK_FLAGS, *FLAGS_SINCE_10, "EDITABLE_TIMING_CACHE"),
         sets_precision=True,
     ),
     "11.4": Generation(
         module="tensorrt",
         version="11.4.1",
         network_flags={"STRONGLY_TYPED": 0},
-        builder_flags=("TF32",),
+        builder_flags=("GPU_FALLBACK", *FLAGS_SINCE_10),
         sets_precision=False,
     ),
     "RTX 1.7": Generation(
         module="tensorrt_rtx_bindings",
         version="1.7.1.116",
         network_flags={"STRONGLY_TYPED": 0},
-        builder_flags=("TF32",),
+        builder_flags=("GPU_FALLBACK", *FLAGS_SINCE_10),
         sets_precision=False,
         compute_capabilities=(75, 80, 86, 89, 120, 121),
     ),
@@ -97,7 +104,8 @@ class Conduct:
     """How the fake shall behave in a test, and what it did.
 
     Attributes:
-        fails: ``builder``, ``parser``, ``build``, ``runtime``, ``deserialize``, ``context`` or ``execute``.
+        fails: ``builder``, ``parser``, ``build``, ``runtime``, ``deserialize``, ``refit``, ``context`` or
+            ``execute``.
         says: What the library tells its logger when it fails, as (severity, message).
         layers: Names of the network's layers.
         precisions: Precision that each layer was set to.
@@ -107,6 +115,10 @@ class Conduct:
         noise: What it adds to every output, as a share of its largest value: a fused kernel that is wrong.
         during_build: Called in the middle of a build, before its second step.
         built: Options of every build, in turn.
+        dla_cores: How many Deep Learning Accelerators the device has.
+        output_types: Type that each layer's output was set to.
+        records: Whether what a context enqueues can be recorded as a CUDA graph.
+        compiled: Kernels that contexts of TensorRT-RTX had to compile, in turn.
     """
 
     fails: str = ""
@@ -119,6 +131,10 @@ class Conduct:
     noise: float = 0.0
     during_build: Callable[[], None] = lambda: None
     built: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    dla_cores: int = 0
+    output_types: dict[str, str] = dataclasses.field(default_factory=dict)
+    records: bool = True
+    compiled: list[str] = dataclasses.field(default_factory=list)
 
 
 class Severity(enum.IntEnum):
@@ -165,13 +181,19 @@ def make_module(generation: Generation, conduct: Conduct, cuda: FakeCuda) -> typ
     module: Any = types.ModuleType(generation.module)
     module.__spec__ = ModuleSpec(generation.module, None)
     module.__version__ = generation.version
-    module.float32 = "float32"
+    module.float32, module.float16 = "float32", "float16"
     module.ILogger = ILogger
     module.NetworkDefinitionCreationFlag = numbered("NetworkDefinitionCreationFlag", generation.network_flags)
     module.BuilderFlag = numbered("BuilderFlag", {name: index for index, name in enumerate(generation.builder_flags)})
     module.MemoryPoolType = numbered("MemoryPoolType", {"WORKSPACE": 0, "DLA_MANAGED_SRAM": 1})
     if generation.progress_monitor:
         module.IProgressMonitor = IProgressMonitor
+    module.DeviceType = numbered("DeviceType", {"GPU": 0, "DLA": 1})
+    if generation.compatibility:
+        module.HardwareCompatibilityLevel = numbered("HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1})
+    if generation.refits_onnx:
+        module.Refitter = Refitter
+        module.OnnxParserRefitter = OnnxParserRefitter
     if generation.compute_capabilities:
         capabilities = {f"SM{number}": number for number in generation.compute_capabilities}
         module.ComputeCapability = numbered("ComputeCapability", {"NONE": 0, "CURRENT": 1, **capabilities})
@@ -215,7 +237,7 @@ class Layer:
 
 
 class WeakLayer(Layer):
-    """Takes a precision too."""
+    """Takes a precision and the type of its one output too."""
 
     __slots__ = ("conduct",)
 
@@ -227,6 +249,14 @@ class WeakLayer(Layer):
         self.conduct.precisions[self.name] = value
 
     precision = property(fset=_set_precision)
+    num_outputs = 1
+
+    def get_output(self, index: int) -> Any:
+        return types.SimpleNamespace(dtype="float32" if index == 0 else None)
+
+    def set_output_type(self, index: int, value: str) -> None:
+        assert index == 0
+        self.conduct.output_types[self.name] = value
 
 
 class Profile:
@@ -263,8 +293,10 @@ class BuilderConfig:
         optional = {
             "builder_optimization_level": generation.optimization_level,
             "progress_monitor": generation.progress_monitor,
+            "hardware_compatibility_level": generation.compatibility,
         }
         own = {"flags", "profiles", "version", "pools", "cache", "capabilities", "num_compute_capabilities"}
+        own |= {"default_device_type", "DLA_core"}
         object.__setattr__(self, "_members", own | {name for name, there in optional.items() if there})
         self.flags: set[Any] = set()
         self.profiles: list[Profile] = []
@@ -329,6 +361,10 @@ class Builder:
         library.start("builder", logger)
         self.library, self.logger = library, logger
 
+    @property
+    def num_DLA_cores(self) -> int:  # noqa: N802 - TensorRT's own
+        return self.library.conduct.dla_cores
+
     def create_network(self, flags: int = 0) -> Network:
         return Network(self.library, flags)
 
@@ -352,14 +388,20 @@ class Builder:
                 "pools": dict(config.pools),
                 "level": getattr(config, "builder_optimization_level", None),
                 "cache": cached,
+                "hardware": getattr(getattr(config, "hardware_compatibility_level", None), "name", None),
+                "dla": getattr(config, "DLA_core", None),
             }
         )
         if not self._steps(getattr(config, "progress_monitor", None)):
             return None
         if config.cache is not None and not cached:
             config.cache.data = f"{config.version}: timings".encode()
+        names = {flag.name for flag in config.flags}
         plan = {
             "onnx": base64.b64encode(network.onnx).decode() if self.library.conduct.computes_onnx else None,
+            "stripped": "STRIP_PLAN" in names,
+            "brings_runtime": "VERSION_COMPATIBLE" in names,
+            "version": config.version,
             "network_flags": network.flags,
             "flags": sorted(flag.name for flag in config.flags),
             "profiles": [profile.shapes for profile in config.profiles],
@@ -426,15 +468,30 @@ class Runtime:
         if self.library.conduct.fails == "deserialize":
             self.library.complain(self.logger)
             return None
-        return Engine(self.library, _onnx_of(plan))
+        facts = _facts_of(plan)
+        if facts.get("brings_runtime") and not getattr(self, "engine_host_code_allowed", False):
+            self.logger.log(Severity.ERROR, "the plan holds host code, which is not allowed")
+            return None
+        if facts.get("version", self.library.generation.version) != self.library.generation.version and not facts.get(
+            "brings_runtime"
+        ):
+            self.logger.log(Severity.ERROR, "the plan was made by another version")
+            return None
+        return Engine(self.library, _onnx_of(facts), is_stripped=bool(facts.get("stripped")))
 
 
-def _onnx_of(plan: bytes) -> ort.InferenceSession | None:
-    """The graph in a plan, run node by node as it is written; None in a plan that computes `expected`."""
+def _facts_of(plan: bytes) -> dict[str, Any]:
+    """What a plan says of itself; nothing if it is just any bytes."""
     try:
-        data = json.loads(plan)["onnx"]
-    except (ValueError, KeyError):
-        data = None
+        facts: dict[str, Any] = json.loads(plan)
+    except ValueError:
+        return {}
+    return facts
+
+
+def _onnx_of(facts: dict[str, Any]) -> ort.InferenceSession | None:
+    """The graph in a plan, run node by node as it is written; None in a plan that computes `expected`."""
+    data = facts.get("onnx")
     if data is None:
         return None
     options = ort.SessionOptions()
@@ -444,21 +501,82 @@ def _onnx_of(plan: bytes) -> ort.InferenceSession | None:
 
 
 class Engine:
-    """Names its tensors and makes contexts."""
+    """Names its tensors and makes contexts; without its weights it has to be refitted first."""
 
-    def __init__(self, library: Library, session: ort.InferenceSession | None) -> None:
-        self.library, self.session = library, session
+    def __init__(self, library: Library, session: ort.InferenceSession | None, *, is_stripped: bool = False) -> None:
+        self.library, self.session, self.is_stripped = library, session, is_stripped
         tensors = library.conduct.tensors
         if session is not None:
             tensors = tuple(value.name for value in (*session.get_inputs(), *session.get_outputs()))
         self.tensors = tensors
         self.num_io_tensors = len(tensors)
+        if library.generation.compute_capabilities:
+            self.create_runtime_config = RuntimeConfig
 
     def get_tensor_name(self, index: int) -> str:
         return self.tensors[index]
 
-    def create_execution_context(self) -> Context | None:
-        return None if self.library.conduct.fails == "context" else Context(self.library, self)
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context | None:
+        if self.library.conduct.fails == "context" or self.is_stripped:
+            return None
+        if config is not None and config.cache is not None:
+            kernels = f"{self.library.generation.version}: kernels".encode()
+            if config.cache.data != kernels:
+                self.library.conduct.compiled.append(self.library.generation.version)
+            config.cache.data = kernels
+        return Context(self.library, self)
+
+
+class RuntimeCache:
+    """Kernels of TensorRT-RTX, as bytes that name its version."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.data)
+
+    def deserialize(self, data: bytes) -> bool:
+        if not data.endswith(b": kernels"):
+            return False
+        self.data = data
+        return True
+
+
+class RuntimeConfig:
+    """Holds a cache."""
+
+    def __init__(self) -> None:
+        self.cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class Refitter:
+    """Puts weights into an engine."""
+
+    def __init__(self, engine: Engine, logger: ILogger) -> None:
+        self.engine, self.logger, self.has_weights = engine, logger, False
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.is_stripped = not self.has_weights
+        return self.has_weights
+
+
+class OnnxParserRefitter:
+    """Takes them from the ONNX file."""
+
+    def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, path: str) -> bool:
+        self.refitter.has_weights = Path(path).is_file() and self.refitter.engine.library.conduct.fails != "refit"
+        return self.refitter.has_weights
 
 
 class Context:
@@ -487,6 +605,8 @@ class Context:
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
+        if self.library.cuda.is_capturing and not self.library.conduct.records:
+            return False
         # The real one refuses to run while a tensor of the engine has no address.
         if self.library.conduct.fails == "execute" or self.addresses.keys() != set(self.engine.tensors):
             return False

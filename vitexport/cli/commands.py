@@ -33,14 +33,15 @@ from vitexport.errors import (
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
 
-BACKENDS = click.Choice(["auto", "onnxruntime", "tensorrt"])
 BUNDLE = click.argument("bundle", type=PATH)
 BACKEND = click.option(
     "--backend",
-    type=BACKENDS,
+    type=click.Choice(["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"]),
     default="auto",
     show_default=True,
-    help="auto: what the bundle was built for; onnxruntime: its ONNX, on the CPU.",
+    metavar="NAME",
+    help="tensorrt: the engine; onnxruntime: the ONNX on the CPU; onnxruntime-cuda, onnxruntime-tensorrt: on a GPU; auto: "
+    "the first of tensorrt, onnxruntime-cuda and onnxruntime that runs here, saying which.",
 )
 
 ENGINE = click.option(
@@ -191,6 +192,12 @@ def validate(
 @click.option(
     "--optimization-level", type=click.IntRange(0, 5), metavar="0-5", help="5 searches longest (default: TensorRT's own)."
 )
+@click.option("--version-compatible", is_flag=True, help="Later versions of TensorRT run it too (can cost speed).")
+@click.option("--hardware-compatible", is_flag=True, help="Every GPU from Ampere on runs it (no Jetson; can cost speed).")
+@click.option(
+    "--dla", type=click.IntRange(min=0), metavar="CORE", help="Use this Deep Learning Accelerator; the GPU does the rest."
+)
+@click.option("--strip-weights", is_flag=True, help="Leave the weights in the ONNX only; a smaller engine, a slower start.")
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images to judge it on too, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
 @output_options
@@ -199,6 +206,10 @@ def engine(
     bundle: Path,
     workspace: int | None,
     optimization_level: int | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    dla: int | None,
+    strip_weights: bool,
     data: Path | None,
     max_drop: float,
     as_json: bool,
@@ -216,7 +227,15 @@ def engine(
         raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
     opened = open_for_engine(bundle)
     images = _labelled(opened, data)
-    request = EngineRequest(workspace_mib=workspace, optimization_level=optimization_level, max_drop=max_drop)
+    request = EngineRequest(
+        workspace_mib=workspace,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        dla_core=dla,
+        strip_weights=strip_weights,
+        max_drop=max_drop,
+    )
     with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
         folder, report = build_here(opened, request, images, progress)
     if as_json:
@@ -293,7 +312,11 @@ def predict(
 
     if out is not None:
         _check_array_file(out)
-    prediction = load(bundle, backend=backend, engine=engine).predict(list(images))
+    with show.native_output_aside():
+        model = load(bundle, backend=backend, engine=engine)
+    if model.fallback is not None and not quiet:
+        click.echo(f"note: running on {model.backend.description}: {model.fallback}", err=True)
+    prediction = model.predict(list(images))
     if out is not None:
         _write_arrays(out, prediction.outputs)
     if not prediction.class_names:

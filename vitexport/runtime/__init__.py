@@ -11,6 +11,7 @@ Needs numpy, Pillow and one engine library (ONNX Runtime, TensorRT or TensorRT-R
 
 from __future__ import annotations
 
-from vitexport.runtime.model import Model, Prediction, load
+from vitexport.runtime.loading import load
+from vitexport.runtime.model import Model, Prediction
 
 __all__ = ["Model", "Prediction", "load"]

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitexport.artifacts import file_sha256
-from vitexport.bundle import Bundle, content_sha256, read_sealed, verify_file, write_sealed
+from vitexport.bundle import Bundle, content_sha256, inside, read_sealed, verify_file, write_sealed
 from vitexport.errors import BundleError, DeviceError, InputError
 from vitexport.runtime.backends.cuda import Gpu
 from vitexport.runtime.backends.tensorrt_api import TITLES
@@ -29,6 +30,9 @@ FACTS = "engine.json"
 ENGINE = "model.engine"
 TIMING_CACHE = "timing.cache"
 FORMAT_VERSION = 1
+AMPERE = (8, 0)
+# Major versions that run a version-compatible engine of an older one.
+NEXT_MAJOR = {8: (9, 10), 9: (10,), 10: (11,)}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
 
 
@@ -63,11 +67,36 @@ class Fingerprint:
         """Of the engine's folder."""
         return f"{self.library}-{self.version}-sm{self.compute_capability}-{self.system}-cuda{self.driver}"
 
+    def serves(self, here: Fingerprint, options: Mapping[str, Any]) -> bool:
+        """Whether an engine that was built on this machine, with these options of the builder, runs on `here` too.
+
+        Version compatibility reaches forward, across one major version (8 to 10: 9 was for servers only), and never for
+        TensorRT-RTX; hardware compatibility reaches every GPU from Ampere on (NVIDIA's TensorRT documentation, "Version
+        Compatibility" and "Hardware Compatibility").
+        """
+        if self == here:
+            return True
+        forward, anywhere = options.get("version_compatible") is True, options.get("hardware_compatible") is True
+        if (self.library, self.system) != (here.library, here.system) or self.library != "tensorrt":
+            return False
+        if not (forward or anywhere):
+            return False
+        built, runs = _numbers(self.version), _numbers(here.version)
+        version_fits = built == runs or (forward and built <= runs and runs[0] in (built[0], *NEXT_MAJOR.get(built[0], ())))
+        capability, other = _numbers(self.compute_capability), _numbers(here.compute_capability)
+        gpu_fits = capability == other or (anywhere and min(capability, other) >= AMPERE)
+        return version_fits and gpu_fits and _numbers(self.driver) <= _numbers(here.driver)
+
     def __str__(self) -> str:
         return (
             f"{TITLES[self.library]} {self.version}, compute capability {self.compute_capability}, {self.system}, "
             f"CUDA driver {self.driver}"
         )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``10.3.0`` as (10, 3, 0), whatever else a vendor writes behind it."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +106,12 @@ class BuiltHere:
     Attributes:
         path: The serialized engine; its sha256 was held against ``engine.json``.
         fingerprint: Where it was built.
+        options: What the builder was asked for.
     """
 
     path: Path
     fingerprint: Fingerprint
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def names(bundle: Bundle) -> list[str]:
@@ -92,43 +123,53 @@ def names(bundle: Bundle) -> list[str]:
 
 
 def find(bundle: Bundle, here: Fingerprint) -> BuiltHere | None:
-    """The engine that was built on a machine like this one from this very bundle, verified; None if there is none.
+    """The engine of `bundle` for this machine, verified: one that was built on a machine like it, else one that serves it.
 
     Raises:
-        BundleError: It was changed, or belongs to another bundle or another machine.
+        BundleError: The one that was built on a machine like this one was changed, or belongs to another bundle or machine.
     """
-    if here.name not in names(bundle):
-        return None
-    folder = f"{FOLDER}/{here.name}"
-    try:
-        files = _checked(bundle, read_sealed(bundle.root / folder / FACTS), here)
-        for relative, sha256 in files.items():
-            verify_file(bundle.root, f"{folder}/{relative}", sha256)
-    except BundleError as error:
-        raise BundleError(f"{error} Remove {bundle.root / folder}, or build it again with vitexport engine.") from None
-    return BuiltHere(path=bundle.root / folder / ENGINE, fingerprint=here)
+    there = names(bundle)
+    if here.name in there:
+        try:
+            return _verified(bundle, here.name, here)
+        except BundleError as error:
+            folder = bundle.root / FOLDER / here.name
+            raise BundleError(f"{error} Remove {folder}, or build it again with vitexport engine.") from None
+    for name in there:
+        # What is damaged here was not made for this machine; to that one it will be told.
+        with contextlib.suppress(BundleError):
+            built = _verified(bundle, name, None)
+            if built.fingerprint.serves(here, built.options):
+                return built
+    return None
 
 
-def _checked(bundle: Bundle, facts: Mapping[str, Any], here: Fingerprint) -> dict[str, str]:
-    """The files that `facts` name, once all that it says of itself fits."""
+def _verified(bundle: Bundle, name: str, here: Fingerprint | None) -> BuiltHere:
+    """The engine in the folder `name`, once all that it says of itself fits; `here` is where it must have been built."""
+    folder = f"{FOLDER}/{name}"
+    facts = read_sealed(inside(bundle.root, f"{folder}/{FACTS}"))
     try:
         version, manifest = facts["format_version"], facts["manifest_sha256"]
         built = Fingerprint(
             **{field.name: str(facts["fingerprint"][field.name]) for field in dataclasses.fields(Fingerprint)}
         )
-        files = {str(name): str(sha256) for name, sha256 in dict(facts["files"]).items()}
-        described = str(built)
+        files = {str(file): str(sha256) for file, sha256 in dict(facts["files"]).items()}
+        options, described = dict(facts["options"]), str(built)
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{FACTS} of {here.name} is not what vitexport writes ({error!r}).") from None
+        raise BundleError(f"{FACTS} of {name} is not what vitexport writes ({error!r}).") from None
     if version != FORMAT_VERSION:
-        raise BundleError(f"{FACTS} of {here.name} has format {version}; this vitexport reads {FORMAT_VERSION}.")
-    if built != here:
-        raise BundleError(f"The engine in {here.name} was built for {described}; this machine is {here}.")
+        raise BundleError(f"{FACTS} of {name} has format {version}; this vitexport reads {FORMAT_VERSION}.")
+    if here is not None and built != here:
+        raise BundleError(f"The engine in {name} was built for {described}; this machine is {here}.")
+    if built.name != name:
+        raise BundleError(f"The engine in {name} was built for {described}.")
     if manifest != content_sha256(bundle.manifest.to_json()):
-        raise BundleError(f"The engine in {here.name} was built from another bundle than {bundle.root}.")
+        raise BundleError(f"The engine in {name} was built from another bundle than {bundle.root}.")
     if ENGINE not in files:
-        raise BundleError(f"{FACTS} of {here.name} names no {ENGINE}.")
-    return files
+        raise BundleError(f"{FACTS} of {name} names no {ENGINE}.")
+    for relative, sha256 in files.items():
+        verify_file(bundle.root, f"{folder}/{relative}", sha256)
+    return BuiltHere(path=bundle.root / folder / ENGINE, fingerprint=built, options=options)
 
 
 def refusal(bundle: Bundle, here: Fingerprint) -> DeviceError:

@@ -1,27 +1,19 @@
-"""A verified bundle and pictures enter; the model's outputs, probabilities and labels leave."""
+"""A loaded bundle and pictures enter; the model's outputs, probabilities and labels leave."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitexport.artifacts import BatchRange, Outputs
-from vitexport.bundle import Bundle, Manifest, open_bundle
-from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
+from vitexport.bundle import Bundle, Manifest
+from vitexport.errors import InputError, ToolchainError, UsageError
 from vitexport.preprocess import ImageLike, preprocess
-from vitexport.runtime import engines
-from vitexport.runtime.backends import Backend, EngineFacts, open_engine, open_onnx
-from vitexport.runtime.backends.cuda import cuda_runtime, current_gpu, why_no_gpu
-from vitexport.runtime.backends.tensorrt_api import EXTRAS, load_library
-from vitexport.runtime.engines import Fingerprint
-from vitexport.targets import machine_cpu, misfit
-
-BackendName: TypeAlias = Literal["auto", "onnxruntime", "tensorrt"]
+from vitexport.runtime.backends import Backend
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +76,15 @@ class Prediction:
 class Model:
     """A loaded bundle. Make it with `load`; it is not safe to call from several threads at once."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, fallback: str | None = None) -> None:
+        """Args:
+        bundle: Verified.
+        backend: What runs it.
+        fallback: Why that is not what the bundle was built for; None if it is, or was asked for by name.
+        """
         self.bundle = bundle
         self.backend = backend
+        self.fallback = fallback
 
     def close(self) -> None:
         """Free what the engine library holds on the device; the model cannot be used afterwards."""
@@ -164,98 +162,3 @@ def run_in_batches(backend: Backend, tensor: NDArray[np.float32], batch: BatchRa
         outputs = backend.run(np.ascontiguousarray(filled))
         results.append({name: values[: len(part)] for name, values in outputs.items()})
     return join(results)
-
-
-def load(
-    path: str | Path,
-    *,
-    backend: BackendName = "auto",
-    engine: str | Path | None = None,
-    threads: int | None = None,
-) -> Model:
-    """Verify the bundle at `path` and load it for this machine.
-
-    Args:
-        path: The bundle's folder.
-        engine: An engine that was built on this device from the bundle's ONNX, to be run instead of the bundle's own. It
-            is not part of the bundle and so not verified: trust it as you trust a shared library.
-        backend: ``auto`` takes what the bundle was built for and nothing else; ``onnxruntime`` runs its ONNX on the CPU
-            whatever the target is, for a look at the numbers; ``tensorrt`` insists on the engine.
-        threads: CPU threads of ONNX Runtime; None for one per processor that the process may use.
-
-    Raises:
-        BundleError: The bundle is damaged, foreign or of a newer format.
-        DeviceError: The artifact does not fit this machine; the message names both.
-        MissingDependencyError: The library that runs it is not installed.
-    """
-    if backend not in ("auto", "onnxruntime", "tensorrt"):
-        raise UsageError(f"Backend {backend!r} is unknown; use auto, onnxruntime or tensorrt.")
-    bundle = open_bundle(Path(path))
-    if engine is not None:
-        return Model(bundle, _built_here(bundle, Path(engine), backend))
-    wants_engine = backend == "tensorrt" or (backend == "auto" and bundle.manifest.engine is not None)
-    return Model(bundle, _engine(bundle) if wants_engine else _onnx(bundle, threads))
-
-
-def _built_here(bundle: Bundle, path: Path, backend: BackendName) -> Backend:
-    """An engine from outside the bundle; TensorRT itself refuses one of another version or GPU."""
-    manifest = bundle.manifest
-    if manifest.engine is None or backend == "onnxruntime":
-        raise UsageError(f"Engine {path} was given, but bundle {bundle.root} is to be run by ONNX Runtime.")
-    if not path.is_file():
-        raise InputError(f"Engine {path} does not exist or is not a file.")
-    return open_engine(path, _facts(manifest, manifest.engine, None))
-
-
-def _engine(bundle: Bundle) -> Backend:
-    manifest = bundle.manifest
-    if manifest.engine is None:
-        raise UsageError(
-            f"Bundle {bundle.root} was built for {manifest.target.name}, which runs ONNX Runtime, not an engine."
-        )
-    path = bundle.artifact("engine")
-    if engines.names(bundle):
-        here = _this_machine(manifest.engine["library"], manifest.target.name)
-        if (built := engines.find(bundle, here)) is not None:
-            return open_engine(built.path, _facts(manifest, manifest.engine, here.version))
-        if path is None:
-            raise engines.refusal(bundle, here)
-    if path is None:
-        raise BundleError(
-            f"Bundle {bundle.root} holds no engine: {manifest.engine['skipped']}. "
-            "To look at its numbers on this CPU, load it with backend onnxruntime."
-        )
-    return open_engine(path, _facts(manifest, manifest.engine, manifest.engine["library_version"]))
-
-
-def _this_machine(library: str, target: str) -> Fingerprint:
-    """What an engine in the bundle has to have been built on."""
-    purpose = f"Running the engine for {target}"
-    cuda = cuda_runtime(purpose, EXTRAS[library])
-    if (reason := why_no_gpu(cuda)) is not None:
-        raise DeviceError(
-            f"The bundle's engines were built on {target}, but this machine has no CUDA GPU ({reason}). Run it on the "
-            "device, or load the bundle with backend onnxruntime to look at its numbers."
-        )
-    return Fingerprint.of(library, str(load_library(library, purpose).__version__), current_gpu(cuda))
-
-
-def _facts(manifest: Manifest, engine: Mapping[str, Any], version: str | None) -> EngineFacts:
-    return EngineFacts(
-        library=engine["library"],
-        library_version=version,
-        compute_capabilities=tuple(engine["recipe"]["compute_capabilities"]),
-        target=manifest.target.name,
-    )
-
-
-def _onnx(bundle: Bundle, threads: int | None) -> Backend:
-    manifest = bundle.manifest
-    path = bundle.artifact("onnx")
-    if path is None:
-        raise BundleError(f"Bundle {bundle.root} holds no ONNX model; build it again.")
-    for_cpu = manifest.target.kind == "cpu"
-    if for_cpu and (problem := misfit(manifest.target, machine_cpu(), precision=manifest.precision)):
-        raise DeviceError(problem)
-    # Off its target, a graph for TensorRT is run as written: ONNX Runtime's own INT8 fusions would change its numbers.
-    return open_onnx(path, threads=threads, exact=not for_cpu)

@@ -49,6 +49,8 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
     else:
         check, figures = golden(reference, outputs, at_build, specs=specs, name="golden", where=where)
     checks = [check]
+    if model.fallback is not None:
+        checks.insert(0, skipped("engine", f"{where} runs instead: {model.fallback}"))
     measurements: dict[str, Any] = {"golden": figures, "runtime": where}
     if model.manifest.num_classes is None:
         if data is not None:
@@ -139,5 +141,5 @@ def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: P
             "runtime": model.backend.description,
         },
         machine=after,
-        notes=(timing.caution,) if timing.caution else (),
+        notes=tuple(note for note in (timing.caution, model.fallback) if note),
     )

@@ -6,15 +6,19 @@ The modules of this room are the only ones that import an engine library, and ea
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitexport.artifacts import Outputs
 
-__all__ = ["Backend", "EngineFacts", "open_engine", "open_onnx"]
+__all__ = ["Backend", "EngineFacts", "GpuTimer", "Provider", "open_engine", "open_onnx"]
+
+# An execution provider of ONNX Runtime by its name there, and its options.
+Provider: TypeAlias = tuple[str, Mapping[str, str]]
 
 
 class Backend(Protocol):
@@ -40,29 +44,48 @@ class EngineFacts:
         library_version: Version that built it; None if not known, and TensorRT has to judge.
         compute_capabilities: For example ``("8.9",)``; empty if not restricted.
         target: The device's name.
+        version_compatible: The engine brings the code that reads it, so that later versions run it too.
+        weights: ONNX file whose weights a stripped engine takes; None for an engine that has its own.
+        kernel_cache: Folder where TensorRT-RTX keeps the kernels that it compiles here; None to keep none.
     """
 
     library: str
     library_version: str | None
     compute_capabilities: tuple[str, ...]
     target: str
+    version_compatible: bool = False
+    weights: Path | None = None
+    kernel_cache: Path | None = None
 
 
-def open_onnx(path: Path, *, threads: int | None = None, exact: bool = False) -> Backend:
-    """Load an ONNX model in ONNX Runtime on the CPU.
+@runtime_checkable
+class GpuTimer(Protocol):
+    """A backend that can tell the GPU's own time from everything around it, with and without a CUDA graph."""
+
+    use_cuda_graph: bool
+    graph_refusal: str | None
+
+    def gpu_time(self, images: NDArray[np.float32]) -> float:
+        """Milliseconds that the GPU takes for `images`, float32 [n, 3, height, width], which lie on it already."""
+
+
+def open_onnx(path: Path, *, threads: int | None = None, exact: bool = False, providers: Sequence[Provider] = ()) -> Backend:
+    """Load an ONNX model in ONNX Runtime.
 
     Args:
         path: The file.
         threads: None for one per core that the process may use.
         exact: Run the graph node by node as it is written, without fusions: Q/DQ is then computed in float, exactly.
+        providers: Execution providers of a GPU, the preferred one first; none for the CPU.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
+        DeviceError: A provider does not start here.
         ToolchainError: It refuses the model.
     """
     from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(path, threads=threads, exact=exact)
+    return OnnxRuntimeBackend(path, threads=threads, exact=exact, providers=providers)
 
 
 def open_engine(path: Path, facts: EngineFacts) -> Backend:

@@ -1,14 +1,19 @@
-"""Nothing enters; the CUDA runtime's Python bindings, and the GPU that they find, leave.
+"""Nothing enters; the CUDA runtime's Python bindings, the GPU that they find, and memory that it can read, leave.
 
 Whoever is about to call TensorRT asks here first: on a machine without a GPU it may end the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib
 import importlib.util
+import os
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitexport.errors import ToolchainError, missing
 
@@ -74,6 +79,17 @@ def why_no_gpu(cuda: Any) -> str | None:
     return str(getattr(status, "name", status)) if int(status) != 0 or count < 1 else None
 
 
+def why_no_driver() -> str | None:
+    """Why CUDA's driver, asked without any bindings, has no GPU here, as a clause; None if it has one."""
+    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"this machine has no NVIDIA driver ({name} is not there)"
+    status = int(driver.cuInit(0))
+    return None if status == 0 else f"its driver finds none here (cuInit returns {status})"
+
+
 def current_gpu(cuda: Any) -> Gpu:
     """The GPU that calls go to.
 
@@ -91,3 +107,53 @@ def current_gpu(cuda: Any) -> Gpu:
         driver=f"{driver // 1000}.{driver % 1000 // 10}",
         free_bytes=int(free),
     )
+
+
+class Buffers:
+    """For each tensor a piece of device memory and a pinned piece of host memory, kept between calls.
+
+    Copies from and to pinned memory are truly asynchronous, and faster; pageable memory is staged by the driver.
+    """
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self._held: dict[str, tuple[int, int, int]] = {}
+
+    def reserve(self, name: str, size: int) -> bool:
+        """Hold at least `size` bytes for `name`; whether they lie somewhere else than before.
+
+        Raises:
+            ToolchainError: The device or the host has no such memory left.
+        """
+        if name in self._held and self._held[name][2] >= size:
+            return False
+        self._free(name)
+        device = int(call(self._cuda, "cudaMalloc", size))
+        try:
+            host = int(call(self._cuda, "cudaMallocHost", size))
+        except ToolchainError:
+            call(self._cuda, "cudaFree", device)
+            raise
+        self._held[name] = (device, host, size)
+        return True
+
+    def device(self, name: str) -> int:
+        """Device address of the tensor."""
+        return self._held[name][0]
+
+    def host(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The first elements of its pinned memory as float32 of `shape`; a view that the next call overwrites."""
+        count = int(np.prod(shape))
+        block = (ctypes.c_float * count).from_address(self._held[name][1])
+        return np.ctypeslib.as_array(block).reshape(shape)
+
+    def free(self) -> None:
+        """Give everything back."""
+        for name in tuple(self._held):
+            self._free(name)
+
+    def _free(self, name: str) -> None:
+        if name in self._held:
+            device, host, _ = self._held.pop(name)
+            call(self._cuda, "cudaFree", device)
+            call(self._cuda, "cudaFreeHost", host)

@@ -28,11 +28,19 @@ class BuilderOptions:
         workspace_bytes: Most device memory for one layer's scratch; None leaves it to the library.
         optimization_level: 0 (fastest build) to 5 (fastest engine); None leaves it to the library.
         timing_cache: What an earlier build measured, empty for none; None to keep no such measurements.
+        version_compatible: Later versions of TensorRT can run the engine; it brings a runtime of its own for that.
+        hardware_compatible: Every GPU from Ampere on can run it.
+        dla_core: Deep Learning Accelerator that runs what it can; the GPU runs the rest.
+        strip_weights: Leave out weights that the ONNX file has, and that go back into the engine when it is loaded.
     """
 
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     timing_cache: bytes | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    dla_core: int | None = None
+    strip_weights: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +51,13 @@ class Plan:
         engine: The serialized engine.
         timing_cache: What the build measured, with what it was given; None if none was asked for.
         timing_cache_used: Whether the library took the one that it was given.
+        unconstrained: Nodes of the recipe's `fp32_layers` that the network has no layer for, so that nothing holds them.
     """
 
     engine: bytes
     timing_cache: bytes | None
     timing_cache_used: bool
+    unconstrained: tuple[str, ...] = ()
 
 
 def library_version(library: str) -> str:
@@ -85,8 +95,8 @@ def build_plan(onnx: Path, recipe: EngineRecipe, library: str, options: BuilderO
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
         raise ToolchainError(f"{title} cannot parse {onnx.name}: {'; '.join(errors[:3]) or reasons(logger)}")
     config = builder.create_builder_config()
-    _configure(api, builder, network, config, recipe)
-    used = _apply(api, title, config, options)
+    unconstrained = _configure(api, builder, network, config, recipe)
+    used = _apply(api, title, builder, config, options)
     monitor = _watch(api, config, progress)
     engine = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.stopped_by is not None:
@@ -95,10 +105,10 @@ def build_plan(onnx: Path, recipe: EngineRecipe, library: str, options: BuilderO
         wanted = ", ".join(recipe.compute_capabilities)
         raise ToolchainError(f"{title} cannot compile {onnx.name} for compute capability {wanted}: {reasons(logger)}")
     kept = None if options.timing_cache is None else bytes(config.get_timing_cache().serialize())
-    return Plan(engine=bytes(engine), timing_cache=kept, timing_cache_used=used)
+    return Plan(engine=bytes(engine), timing_cache=kept, timing_cache_used=used, unconstrained=unconstrained)
 
 
-def _apply(api: Any, title: str, config: Any, options: BuilderOptions) -> bool:
+def _apply(api: Any, title: str, builder: Any, config: Any, options: BuilderOptions) -> bool:
     """Set what `options` ask for; whether the timing cache was taken."""
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_bytes)
@@ -108,13 +118,50 @@ def _apply(api: Any, title: str, config: Any, options: BuilderOptions) -> bool:
                 f"{title} has no builder optimization level (8.6 and later have one); leave --optimization-level out."
             )
         config.builder_optimization_level = options.optimization_level
-    if options.timing_cache is None:
-        return False
+    if options.version_compatible:
+        _set_flags(api, title, config, ("VERSION_COMPATIBLE",), "--version-compatible (TensorRT 8.6 and later)")
+    if options.strip_weights:
+        # Refitted with the same weights, an engine may still be optimized for their values.
+        _set_flags(api, title, config, ("STRIP_PLAN", "REFIT_IDENTICAL"), "--strip-weights (TensorRT 10.0 and later)")
+    if options.hardware_compatible:
+        levels = getattr(api, "HardwareCompatibilityLevel", None)
+        if levels is None:
+            raise _lacks(title, "--hardware-compatible (TensorRT 8.6 and later)")
+        config.hardware_compatibility_level = levels.AMPERE_PLUS
+    if options.dla_core is not None:
+        _use_dla(api, title, builder, config, options.dla_core)
+    return options.timing_cache is not None and _take_timings(config, options.timing_cache)
+
+
+def _take_timings(config: Any, timings: bytes) -> bool:
+    """Let the build use `timings` and write down its own; whether they were taken."""
     # A cache of another version or GPU is refused with False, and the build measures everything itself.
-    taken = bool(config.set_timing_cache(config.create_timing_cache(options.timing_cache), ignore_mismatch=False))
+    taken = bool(config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False))
     if not taken:
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-    return taken and bool(options.timing_cache)
+    return taken and bool(timings)
+
+
+def _set_flags(api: Any, title: str, config: Any, names: tuple[str, ...], option: str) -> None:
+    for name in names:
+        if name not in api.BuilderFlag.__members__:
+            raise _lacks(title, option)
+        config.set_flag(getattr(api.BuilderFlag, name))
+
+
+def _lacks(title: str, option: str) -> ToolchainError:
+    return ToolchainError(f"{title} has nothing for {option}; leave it out.")
+
+
+def _use_dla(api: Any, title: str, builder: Any, config: Any, core: int) -> None:
+    cores = int(builder.num_DLA_cores)
+    if not 0 <= core < cores:
+        there = f"only cores 0 to {cores - 1}" if cores else "no Deep Learning Accelerator"
+        raise ToolchainError(f"--dla {core}: {title} finds {there} on this device.")
+    config.default_device_type = api.DeviceType.DLA
+    config.DLA_core = core
+    # Attention and LayerNormalization are no operators of a DLA; without this they would be an error.
+    config.set_flag(api.BuilderFlag.GPU_FALLBACK)
 
 
 def _watch(api: Any, config: Any, progress: Progress) -> Any:
@@ -173,7 +220,8 @@ def _network_flags(api: Any, recipe: EngineRecipe) -> int:
     return flags
 
 
-def _configure(api: Any, builder: Any, network: Any, config: Any, recipe: EngineRecipe) -> None:
+def _configure(api: Any, builder: Any, network: Any, config: Any, recipe: EngineRecipe) -> tuple[str, ...]:
+    """Set what `recipe` asks for; nodes that were to be held in FP32 and have no layer leave."""
     if recipe.compute_capabilities and hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = len(recipe.compute_capabilities)
         for index, capability in enumerate(recipe.compute_capabilities):
@@ -190,15 +238,20 @@ def _configure(api: Any, builder: Any, network: Any, config: Any, recipe: Engine
                 "but the bundle was built for one that has; build it again with the device's own --jetpack."
             )
         config.set_flag(getattr(api.BuilderFlag, flag))
-    if recipe.fp32_layers:
-        _constrain(api, network, config, recipe.fp32_layers)
+    return _constrain(api, network, config, recipe.fp32_layers) if recipe.fp32_layers else ()
 
 
-def _constrain(api: Any, network: Any, config: Any, names: tuple[str, ...]) -> None:
-    """Keep the named layers in FP32 under weak typing."""
+def _constrain(api: Any, network: Any, config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep the named layers in FP32 under weak typing; names without a layer leave."""
     config.set_flag(api.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    wanted = frozenset(names)
+    wanted, found = frozenset(names), set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.name in wanted:
             layer.precision = api.float32
+            # The precision is that of the arithmetic; what a layer hands on may still be rounded, and overflow there.
+            for output in range(layer.num_outputs):
+                if layer.get_output(output).dtype in (api.float32, api.float16):
+                    layer.set_output_type(output, api.float32)
+            found.add(layer.name)
+    return tuple(name for name in names if name not in found)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import INPUT_NAME, Outputs
+from vitexport.artifacts import INPUT_NAME, Outputs, file_sha256
 from vitexport.errors import DeviceError, ToolchainError
 from vitexport.runtime.backends import EngineFacts
-from vitexport.runtime.backends.cuda import call, cuda_runtime, current_gpu, why_no_gpu
+from vitexport.runtime.backends.cuda import Buffers, Gpu, call, cuda_runtime, current_gpu, why_no_gpu
+from vitexport.runtime.backends.rtx_cache import RtxCache
 from vitexport.runtime.backends.tensorrt_api import (
     EXTRAS,
     TITLES,
@@ -30,6 +31,12 @@ from vitexport.runtime.backends.tensorrt_api import (
 class TensorRtBackend:
     """One engine, one execution context, one stream.
 
+    Attributes:
+        gpu: Name of the GPU.
+        use_cuda_graph: Whether what TensorRT enqueues for an input shape is recorded when that shape comes a second time,
+            and from then on launched as one CUDA graph; can be changed at any time.
+        graph_refusal: Why that was tried and is not done, or None.
+
     Raises:
         MissingDependencyError: TensorRT or the CUDA bindings are not installed.
         DeviceError: No GPU, or the engine is for another GPU or another library version.
@@ -39,23 +46,37 @@ class TensorRtBackend:
     def __init__(self, path: Path, facts: EngineFacts) -> None:
         quiet_cuda_modules()
         self._cuda = cuda_runtime(f"Running the engine for {facts.target}", EXTRAS[facts.library])
-        self.gpu = self._fitting_gpu(facts)
+        gpu = self._fitting_gpu(facts)
+        self.gpu = gpu.name
         api = load_library(facts.library, f"Running the engine for {facts.target}")
         title = f"{TITLES[facts.library]} {api.__version__}"
         _check_version(title, str(api.__version__), facts)
         self._logger = make_logger(api)
         self._runtime = start(api, "Runtime", self._logger)
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
+        if facts.version_compatible:
+            # Such a plan brings the code that reads it, and TensorRT runs that only where it is told that it may.
+            self._runtime.engine_host_code_allowed = True
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
             raise DeviceError(f"{title} cannot load {path.name} on {self.gpu}: {reasons(self._logger)}")
-        self._engine = engine
-        names = [str(engine.get_tensor_name(index)) for index in range(engine.num_io_tensors)]
+        if facts.weights is not None:
+            self._refit(api, title, facts.weights)
+        names = [str(self._engine.get_tensor_name(index)) for index in range(self._engine.num_io_tensors)]
         self._outputs = [name for name in names if name != INPUT_NAME]
-        self._context = engine.create_execution_context()
+        self._kernels = None
+        if facts.kernel_cache is not None and hasattr(self._engine, "create_runtime_config"):
+            here = f"{facts.library}-{api.__version__}-sm{gpu.compute_capability}-cuda{gpu.driver}"
+            self._kernels = RtxCache(self._engine, facts.kernel_cache / here / file_sha256(path)[:16])
+        self._context = self._kernels.context() if self._kernels is not None else self._engine.create_execution_context()
         if self._context is None:
             raise ToolchainError(f"{title} cannot create an execution context on {self.gpu}: {reasons(self._logger)}")
         self._stream = self._call("cudaStreamCreate")
-        self._buffers: dict[str, tuple[int, int]] = {}
+        self._buffers = Buffers(self._cuda)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._graph: Any = None
+        self._ran = False
+        self.use_cuda_graph = True
+        self.graph_refusal: str | None = None
         self.description = f"{title}, {self.gpu}"
 
     def run(self, images: NDArray[np.float32]) -> Outputs:
@@ -64,49 +85,110 @@ class TensorRtBackend:
         Raises:
             ToolchainError: TensorRT refuses the shape or fails.
         """
-        images = np.ascontiguousarray(images, np.float32)
-        if not self._context.set_input_shape(INPUT_NAME, images.shape):
-            raise ToolchainError(f"The engine does not take input {images.shape}: {reasons(self._logger)}")
-        results = {name: np.empty(tuple(self._context.get_tensor_shape(name)), np.float32) for name in self._outputs}
-        source = self._buffer(INPUT_NAME, images.nbytes)
-        held = {name: self._buffer(name, result.nbytes) for name, result in results.items()}
+        self._upload(images)
+        self._enqueue()
         kinds = self._cuda.cudaMemcpyKind
-        self._call("cudaMemcpyAsync", source, images.ctypes.data, images.nbytes, kinds.cudaMemcpyHostToDevice, self._stream)
-        self._context.set_tensor_address(INPUT_NAME, source)
-        for name, pointer in held.items():
-            self._context.set_tensor_address(name, pointer)
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise ToolchainError(f"TensorRT failed on input {images.shape}: {reasons(self._logger)}")
-        for name, result in results.items():
-            back = (result.ctypes.data, held[name], result.nbytes, kinds.cudaMemcpyDeviceToHost)
+        views = {name: self._buffers.host(name, self._shapes[name]) for name in self._outputs}
+        for name, view in views.items():
+            back = (view.ctypes.data, self._buffers.device(name), view.nbytes, kinds.cudaMemcpyDeviceToHost)
             self._call("cudaMemcpyAsync", *back, self._stream)
         self._call("cudaStreamSynchronize", self._stream)
-        return results
+        self._record()
+        return {name: view.copy() for name, view in views.items()}
+
+    def gpu_time(self, images: NDArray[np.float32]) -> float:
+        """Milliseconds that the GPU takes for `images`, float32 [n, 3, height, width], which are copied to it before.
+
+        Raises:
+            ToolchainError: TensorRT refuses the shape or fails.
+        """
+        self._upload(images)
+        begin, end = self._call("cudaEventCreate"), self._call("cudaEventCreate")
+        try:
+            self._call("cudaEventRecord", begin, self._stream)
+            self._enqueue()
+            self._call("cudaEventRecord", end, self._stream)
+            self._call("cudaEventSynchronize", end)
+            milliseconds = float(self._call("cudaEventElapsedTime", begin, end))
+        finally:
+            self._call("cudaEventDestroy", begin)
+            self._call("cudaEventDestroy", end)
+        self._record()
+        return milliseconds
 
     def close(self) -> None:
-        """Free the device's memory and the stream."""
-        for pointer, _ in self._buffers.values():
-            self._call("cudaFree", pointer)
-        self._buffers.clear()
-        if self._stream is not None:
-            self._call("cudaStreamDestroy", self._stream)
-            self._stream = None
+        """Free the device's memory and the stream, and keep the kernels that TensorRT-RTX compiled."""
+        if self._stream is None:
+            return
+        if self._kernels is not None:
+            self._kernels.keep()
+        self._drop_graph()
+        self._buffers.free()
+        self._call("cudaStreamDestroy", self._stream)
+        self._stream = None
 
-    def _buffer(self, name: str, size: int) -> int:
-        """Device memory of at least `size` bytes, kept between calls."""
-        pointer, held = self._buffers.get(name, (0, 0))
-        if held < size:
-            if held:
-                del self._buffers[name]
-                self._call("cudaFree", pointer)
-            pointer = int(self._call("cudaMalloc", size))
-            self._buffers[name] = (pointer, size)
-        return pointer
+    def _upload(self, images: NDArray[np.float32]) -> None:
+        """Bring `images` to the device, with room there for what becomes of them."""
+        images = np.asarray(images, np.float32)
+        if self._shapes.get(INPUT_NAME) != images.shape:
+            self._take_shape(images.shape)
+        pinned = self._buffers.host(INPUT_NAME, images.shape)
+        np.copyto(pinned, images)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        there = self._buffers.device(INPUT_NAME)
+        self._call("cudaMemcpyAsync", there, pinned.ctypes.data, pinned.nbytes, kind, self._stream)
+
+    def _take_shape(self, shape: tuple[int, ...]) -> None:
+        # A graph replays addresses and sizes, so it ends with the shape that it was recorded for.
+        self._drop_graph()
+        self._shapes, self._ran = {}, False
+        if not self._context.set_input_shape(INPUT_NAME, shape):
+            raise ToolchainError(f"The engine does not take input {shape}: {reasons(self._logger)}")
+        shapes = {INPUT_NAME: shape, **{name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}}
+        for name, each in shapes.items():
+            self._buffers.reserve(name, int(np.prod(each)) * np.dtype(np.float32).itemsize)
+            self._context.set_tensor_address(name, self._buffers.device(name))
+        self._shapes = shapes
+
+    def _enqueue(self) -> None:
+        if self._graph is not None and self.use_cuda_graph:
+            self._call("cudaGraphLaunch", self._graph, self._stream)
+        elif not self._context.execute_async_v3(int(self._stream)):
+            raise ToolchainError(f"TensorRT failed on input {self._shapes[INPUT_NAME]}: {reasons(self._logger)}")
+
+    def _record(self) -> None:
+        """Record a shape that came twice as a graph, if that is wanted: a picture alone does not pay for it."""
+        first, self._ran = not self._ran, True
+        if first or self._graph is not None or not self.use_cuda_graph or self.graph_refusal is not None:
+            return
+        cuda = self._cuda
+        self._call("cudaStreamBeginCapture", self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        taken = self._context.execute_async_v3(int(self._stream))
+        status, graph = cuda.cudaStreamEndCapture(self._stream)
+        if not taken or int(status) != 0:
+            # An engine may hold what cannot be recorded, such as a loop or a copy to the host; it runs without a graph.
+            cuda.cudaGetLastError()
+            self.graph_refusal = f"the engine cannot be recorded ({status.name}): {reasons(self._logger)}"
+            return
+        self._graph = self._call("cudaGraphInstantiateWithFlags", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._call("cudaGraphExecDestroy", self._graph)
+            self._graph = None
+
+    def _refit(self, api: Any, title: str, onnx: Path) -> None:
+        """Give a stripped engine the weights of `onnx`."""
+        refitter = api.Refitter(self._engine, self._logger)
+        parser = api.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+            raise ToolchainError(f"{title} cannot put the weights of {onnx.name} into the engine: {reasons(self._logger)}")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return call(self._cuda, name, *arguments)
 
-    def _fitting_gpu(self, facts: EngineFacts) -> str:
+    def _fitting_gpu(self, facts: EngineFacts) -> Gpu:
         wanted = " or ".join(facts.compute_capabilities)
         if (reason := why_no_gpu(self._cuda)) is not None:
             raise DeviceError(
@@ -119,7 +201,7 @@ class TensorRtBackend:
                 f"The engine was compiled for {facts.target} (compute capability {wanted}), but this machine's GPU is "
                 f"{gpu.name} (compute capability {gpu.compute_capability}). Build the bundle for this GPU."
             )
-        return gpu.name
+        return gpu
 
 
 def _check_version(title: str, installed: str, facts: EngineFacts) -> None:

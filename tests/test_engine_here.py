@@ -59,7 +59,7 @@ def orin_7_2(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return tiny(tmp_path_factory.mktemp("hopper"), target="h100")
+    return tiny(tmp_path_factory.mktemp("hopper"), target="h100-sxm")
 
 
 @dataclasses.dataclass
@@ -166,7 +166,7 @@ def test_progress_is_told_in_the_librarys_own_phases(orin: Device) -> None:
 
 
 def test_an_interruption_within_the_build_ends_it_and_leaves_nothing(orin: Device) -> None:
-    def interrupted(what: str, done: int = 0, total: int = 0) -> None:  # noqa: ARG001 - a `Progress`
+    def interrupted(what: str, done: int = 0, total: int = 0) -> None:
         if what.startswith("TensorRT: ") and done:
             raise KeyboardInterrupt
 
@@ -175,6 +175,130 @@ def test_an_interruption_within_the_build_ends_it_and_leaves_nothing(orin: Devic
         build_here(orin.bundle, PLAIN, progress=interrupted)
     assert snapshot(orin.root) == before
     assert not (orin.root / "engines").exists()
+
+
+# ---- what the builder is asked for
+
+
+@pytest.mark.parametrize("generation", ["8.6", "10.3", "11.4"])
+def test_a_version_compatible_engine_brings_its_runtime_and_is_loaded_with_it(
+    generation: str, make_device: Callable[[str], Device]
+) -> None:
+    device = make_device(generation)
+    folder, _ = build_here(device.bundle, EngineRequest(version_compatible=True))
+    assert folder is not None
+    assert json.loads((folder / engines.ENGINE).read_bytes())["brings_runtime"] is True
+    load(device.root, backend="tensorrt").close()
+
+
+def test_a_version_compatible_engine_serves_a_later_version_and_no_older_one(orin: Device) -> None:
+    build_here(orin.bundle, EngineRequest(version_compatible=True))
+    for later in ("10.16", "11.4"):
+        orin.install(later)
+        with load(orin.root, backend="tensorrt") as model:
+            assert GENERATIONS[later].version in model.backend.description
+    orin.install("8.6")
+    with pytest.raises(DeviceError, match=r"holds no engine for this machine \(tensorrt-8\.6\.2.*only tensorrt-10\.3\.0"):
+        load(orin.root, backend="tensorrt")
+
+
+def test_a_plain_engine_serves_no_other_version(orin: Device) -> None:
+    build_here(orin.bundle, PLAIN)
+    orin.install("10.16")
+    with pytest.raises(DeviceError, match="holds no engine for this machine"):
+        load(orin.root, backend="tensorrt")
+
+
+def test_a_hardware_compatible_engine_serves_other_gpus_from_ampere_on(make_device: Callable[[str], Device]) -> None:
+    device = make_device("11.4")
+    build_here(device.bundle, EngineRequest(hardware_compatible=True))
+    assert device.conduct.built[0]["hardware"] == "AMPERE_PLUS"
+    device.cuda.capability = (8, 0)
+    load(device.root, backend="tensorrt").close()
+    device.cuda.capability = (7, 5)
+    with pytest.raises(DeviceError, match="holds no engine for this machine"):
+        load(device.root, backend="tensorrt")
+
+
+@pytest.mark.parametrize("generation", ["10.3", "10.16", "11.4", "RTX 1.7"])
+def test_stripped_weights_come_back_from_the_onnx(generation: str, make_device: Callable[[str], Device]) -> None:
+    device = make_device(generation)
+    folder, report = build_here(device.bundle, EngineRequest(strip_weights=True))
+    assert folder is not None
+    assert json.loads((folder / engines.ENGINE).read_bytes())["stripped"] is True
+    assert report.exit_code == 0
+    load(device.root, backend="tensorrt").close()
+    device.conduct.fails = "refit"
+    with pytest.raises(ToolchainError, match=r"cannot put the weights of model\.onnx into the engine"):
+        load(device.root, backend="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("generation", "request_", "named"),
+    [
+        ("8.5", EngineRequest(version_compatible=True), "--version-compatible"),
+        ("8.5", EngineRequest(strip_weights=True), "--strip-weights"),
+        ("8.6", EngineRequest(strip_weights=True), "--strip-weights"),
+    ],
+)
+def test_what_a_library_lacks_is_refused_by_the_options_name(
+    generation: str, request_: EngineRequest, named: str, make_device: Callable[[str], Device]
+) -> None:
+    device = make_device(generation)
+    before = snapshot(device.root)
+    with pytest.raises(ToolchainError, match=rf"TensorRT {generation}.* has nothing for {named}"):
+        build_here(device.bundle, request_)
+    assert snapshot(device.root) == before
+
+
+def test_a_dla_core_is_used_where_there_is_one(orin: Device) -> None:
+    orin.conduct.dla_cores = 2
+    build_here(orin.bundle, EngineRequest(dla_core=1))
+    assert orin.conduct.built[0]["dla"] == 1
+    with pytest.raises(ToolchainError, match=r"--dla 2: .* finds only cores 0 to 1 on this device"):
+        build_here(orin.bundle, EngineRequest(dla_core=2))
+    orin.conduct.dla_cores = 0
+    with pytest.raises(ToolchainError, match=r"--dla 0: .* finds no Deep Learning Accelerator"):
+        build_here(orin.bundle, EngineRequest(dla_core=0))
+
+
+@pytest.mark.parametrize(
+    ("generation", "request_", "words"),
+    [
+        ("10.3", EngineRequest(hardware_compatible=True), "--hardware-compatible is not for Jetson Orin Nano"),
+        ("RTX 1.7", EngineRequest(version_compatible=True), "are for full TensorRT"),
+        ("RTX 1.7", EngineRequest(hardware_compatible=True), "are for full TensorRT"),
+        ("11.4", EngineRequest(dla_core=0), "--dla is for Jetsons"),
+    ],
+)
+def test_options_that_contradict_the_target_are_refused_before_a_gpu_is_looked_for(
+    generation: str, request_: EngineRequest, words: str, make_device: Callable[[str], Device]
+) -> None:
+    device = make_device(generation)
+    device.cuda.status, device.cuda.count = Status.cudaErrorNoDevice, 0
+    with pytest.raises(UsageError, match=words):
+        build_here(device.bundle, request_)
+
+
+def test_kernels_of_tensorrt_rtx_are_compiled_once_and_kept(make_device: Callable[[str], Device]) -> None:
+    device = make_device("RTX 1.7")
+    build_here(device.bundle, PLAIN)
+    assert not (device.root / "cache").exists()  # judging an engine keeps nothing
+    device.conduct.compiled.clear()
+    for _ in range(3):
+        load(device.root, backend="tensorrt").close()
+    assert len(device.conduct.compiled) == 1
+    [kept] = (device.root / "cache").rglob("*.cache")
+    kept.write_bytes(b"altered")
+    load(device.root, backend="tensorrt").close()
+    assert len(device.conduct.compiled) == 2
+    open_bundle(device.root)
+
+
+def test_nodes_that_no_layer_answers_for_are_told(make_device: Callable[[str], Device]) -> None:
+    device = make_device("8.5")
+    _, report = build_here(device.bundle, PLAIN)
+    assert any("TensorRT made no layer for" in note for note in report.notes)
 
 
 # ---- acceptance
@@ -262,17 +386,20 @@ def test_an_engine_of_another_fingerprint_is_refused_with_both(orin: Device) -> 
     assert folder is not None
     orin.cuda.driver = 12090
     with pytest.raises(DeviceError) as caught:
-        load(orin.root)
+        load(orin.root, backend="tensorrt")
     assert folder.name in str(caught.value)
     assert "TensorRT 10.3.0, compute capability 8.7" in str(caught.value)
     assert "CUDA driver 12.9" in str(caught.value)
+    # Where nothing insists on the engine, the ONNX runs instead and says the same.
+    with load(orin.root) as instead:
+        assert instead.fallback == str(caught.value)
     # Both stay, each under its own name.
     other, _ = build_here(orin.bundle, PLAIN)
     assert other is not None
     assert {other.name, folder.name} == set(engines.names(orin.bundle))
     load(orin.root).close()
     orin.cuda.driver = 12060
-    load(orin.root).close()
+    load(orin.root, backend="tensorrt").close()
 
 
 def test_an_engine_under_another_machines_name_is_refused_with_both(orin: Device) -> None:

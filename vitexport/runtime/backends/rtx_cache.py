@@ -1,0 +1,72 @@
+"""An engine of TensorRT-RTX enters; an execution context whose kernels need not be compiled again leaves.
+
+TensorRT-RTX compiles its kernels for the GPU at hand when a context is made and when it first meets a shape. What it
+compiled can be kept, and a later start is then quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+class RtxCache:
+    """The kernels of one engine, in a file that its content names.
+
+    Args:
+        engine: A deserialized engine of TensorRT-RTX.
+        folder: Of its own for this machine and this engine; made when there is something to keep.
+    """
+
+    def __init__(self, engine: Any, folder: Path) -> None:
+        self._engine, self._folder = engine, folder
+        self._config = engine.create_runtime_config()
+        self._cache = self._config.create_runtime_cache()
+        self._before = self._read()
+        # A cache of another version or GPU is refused, and everything is compiled.
+        if self._before and not self._cache.deserialize(self._before):
+            self._before = b""
+        self._config.set_runtime_cache(self._cache)
+
+    def context(self) -> Any:
+        """An execution context, or None where the library refuses."""
+        return self._engine.create_execution_context(self._config)
+
+    def keep(self) -> None:
+        """Write what was compiled since, whole or not at all; a folder that cannot be written costs time, nothing else."""
+        data = bytes(self._cache.serialize())
+        if data == self._before:
+            return
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            older = self._files()
+            descriptor, name = tempfile.mkstemp(prefix=".", dir=self._folder)
+            try:
+                with os.fdopen(descriptor, "wb") as stream:
+                    stream.write(data)
+                final = self._folder / f"{hashlib.sha256(data).hexdigest()}.cache"
+                Path(name).replace(final)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise
+            for path in older:
+                if path != final:
+                    path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        if self._folder.is_symlink() or not self._folder.is_dir():
+            return []
+        return sorted(path for path in self._folder.glob("*.cache") if path.is_file() and not path.is_symlink())
+
+    def _read(self) -> bytes:
+        """What an earlier run kept; a file that is not what its name says is not used."""
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() == path.stem:
+                    return data
+        return b""
