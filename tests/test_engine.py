@@ -4,13 +4,16 @@ import dataclasses
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import TINY
 from exports import digits, exported, live, placed
 
 from vitexport.artifacts import BatchRange, OnnxModel, Precision, silent
 from vitexport.engine import FILE_NAME, SCRIPT_NAME, make_engine, make_recipe
 from vitexport.errors import ToolchainError, UsageError
+from vitexport.pipeline import BuildRequest, run
 from vitexport.quantize import quantize
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.float16 import Float16
@@ -229,3 +232,18 @@ def test_a_damaged_onnx_is_refused_in_the_librarys_words(damage: str, tmp_path: 
     with pytest.raises(ToolchainError, match=r"TensorRT-RTX \S+ cannot (parse|compile) broken\.onnx\b.*: \S+"):
         make_engine(dataclasses.replace(model, path=broken), SPEC, resolve("l4"), tmp_path)
     assert not (tmp_path / FILE_NAME).exists()
+
+
+@needs_rtx
+def test_one_file_serves_several_compute_capabilities(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"model": TINY, "target": "l4", "precision": "fp16"}
+    one, _ = run(BuildRequest(**common, out=tmp_path / "one"), silent)
+    several, report = run(BuildRequest(**common, more_targets=("a10", "rtx-5090"), out=tmp_path / "several"), silent)
+    assert several.manifest.engine is not None
+    assert several.manifest.engine["recipe"]["compute_capabilities"] == ["8.6", "8.9", "12.0"]
+    assert several.manifest.target.id == "l4+a10+rtx-5090"
+    assert any("compute capability 8.6, 8.9, 12.0" in check.message for check in report.checks)
+    alone, together = one.artifact("engine"), several.artifact("engine")
+    assert alone is not None
+    assert together is not None
+    assert together.read_bytes() != alone.read_bytes()

@@ -91,13 +91,12 @@ def make_recipe(
     if "FP16" in flags:
         fp32_layers = _float32_layers(model.path, stay_float32, lowered=not target.layernorm_op)
     profile = _profile(model.batch, spec) if model.batch.is_dynamic else None
-    capabilities = (target.compute_capability,) if target.compute_capability else ()
     return EngineRecipe(
         typing=typing,
         flags=flags,
         fp32_layers=fp32_layers,
         profile=profile,
-        compute_capabilities=capabilities,
+        compute_capabilities=target.compute_capabilities,
         trtexec=_trtexec(typing, flags, fp32_layers, profile),
     )
 

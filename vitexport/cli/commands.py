@@ -396,7 +396,8 @@ def _request(arguments: dict[str, Any]) -> Any:
     )
     return BuildRequest(
         model=model,
-        target=arguments["target"],
+        target=arguments["target"][0],
+        more_targets=arguments["target"][1:],
         jetpack=arguments["jetpack"],
         precision=arguments["precision"],
         calibration=arguments["calibration"],

@@ -67,7 +67,13 @@ def build_options(function: F) -> F:
 
 _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.argument("model"),
-    click.option("--target", required=True, metavar="TARGET", help="A device of the catalogue, or cpu for this machine."),
+    click.option(
+        "--target",
+        required=True,
+        multiple=True,
+        metavar="TARGET",
+        help="A device of the catalogue, or cpu for this machine; several GPUs of TensorRT-RTX share one engine file.",
+    ),
     click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson (default: its newest)."),
     click.option("-o", "--out", type=PATH, metavar="OUT", help="Folder of the bundle (default: MODEL-TARGET)."),
     click.option("--force", is_flag=True, help="Replace an existing bundle."),

@@ -150,7 +150,7 @@ def _is_softmax(view: View, operand: ir.Value | None) -> bool:
 
 def float32_product(view: View, node: ir.Node, target: Target) -> Iterator[Violation]:
     """TensorRT-RTX on Turing has no float32 matrix product."""
-    if target.runtime != "tensorrt-rtx" or target.compute_capability not in packaged().rtx.fp32_refused:
+    if target.runtime != "tensorrt-rtx" or packaged().rtx.fp32_refused.keys().isdisjoint(target.compute_capabilities):
         return
     types = {view.dtype(value) for value in node.inputs[:2]}
     if node.op_type in MATRIX_PRODUCTS and node.domain in STANDARD and ir.DataType.FLOAT in types:

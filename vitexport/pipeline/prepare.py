@@ -18,7 +18,7 @@ from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
-from vitexport.targets import Finding, ModelFacts, Target, findings, resolve
+from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all
 
 T = TypeVar("T")
 FEW_CALIBRATION_IMAGES = 32
@@ -134,7 +134,7 @@ def prepare(request: BuildRequest) -> Prepared:
 
 def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | None, tuple[Precision, ...], Path | None]:
     """What can be judged from the arguments alone."""
-    target = problems.attempt(lambda: resolve(request.target, jetpack=request.jetpack))
+    target = problems.attempt(lambda: resolve_all((request.target, *request.more_targets), jetpack=request.jetpack))
     precisions: tuple[Precision, ...] = ()
     if target is not None:
         resolved = target
@@ -342,7 +342,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     if target.typing == "strong" and ("fp16" in precisions or "int8" in precisions):
         steps.append("bake float16 into the graph")
     if target.runtime == "tensorrt-rtx":
-        steps.append(f"compile a TensorRT-RTX engine for compute capability {target.compute_capability}")
+        steps.append(f"compile a TensorRT-RTX engine for compute capability {', '.join(target.compute_capabilities)}")
     elif target.runtime == "tensorrt":
         steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
     how = "agreement" if source is None or source.num_classes is not None else "cosine"

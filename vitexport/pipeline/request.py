@@ -22,6 +22,7 @@ class BuildRequest:
     Attributes:
         model: The model and its weights.
         target: Id of the target, or ``cpu`` for this machine's class.
+        more_targets: Further GPUs that the same engine file shall serve.
         jetpack: JetPack release of a Jetson; None for its newest.
         precision: ``auto`` takes the fastest that stays within the budget.
         calibration: Folder of images for INT8.
@@ -38,6 +39,7 @@ class BuildRequest:
 
     model: ModelRequest
     target: str
+    more_targets: tuple[str, ...] = ()
     jetpack: str | None = None
     precision: PrecisionChoice = "auto"
     calibration: Path | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vitexport.targets.catalogue import OPSET, catalogue, nearest_names, resolve
 from vitexport.targets.cpu import MachineCpu, classify, machine_cpu, misfit
 from vitexport.targets.preflight import Finding, ModelFacts, findings
+from vitexport.targets.several import resolve_all
 from vitexport.targets.target import PRECISIONS, CpuArithmetic, Device, Target
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "misfit",
     "nearest_names",
     "resolve",
+    "resolve_all",
 ]

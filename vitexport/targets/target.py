@@ -127,7 +127,7 @@ class Target:
         id: Id of the device in the catalogue; ``cpu`` has become the class of the machine.
         name: For people.
         kind: Jetson, another NVIDIA GPU, or a class of CPUs.
-        compute_capability: CUDA compute capability, for example ``8.9``; None for a CPU.
+        compute_capability: CUDA compute capability, for example ``8.9``; of several GPUs the lowest; None for a CPU.
         runtime: The library that runs the shipped artifact.
         jetpack: JetPack release of a Jetson, as it was asked for; its stack is the catalogue's.
         tensorrt: Version of TensorRT on that stack, or of TensorRT-RTX; for another GPU the oldest one to use.
@@ -140,6 +140,7 @@ class Target:
         peaks: Dense TFLOPS or TOPS by precision, as far as known.
         memory_bandwidth_gbps: GB/s, if known.
         cpu: Arithmetic of the int8 variant on a CPU; None otherwise.
+        more_capabilities: The other compute capabilities, ascending, of several GPUs that one engine serves.
     """
 
     id: str
@@ -158,6 +159,12 @@ class Target:
     peaks: Mapping[str, float] = dataclasses.field(hash=False)
     memory_bandwidth_gbps: float | None
     cpu: CpuArithmetic | None
+    more_capabilities: tuple[str, ...] = ()
+
+    @property
+    def compute_capabilities(self) -> tuple[str, ...]:
+        """All that the engine is compiled for, ascending; none for a CPU."""
+        return () if self.compute_capability is None else (self.compute_capability, *self.more_capabilities)
 
     @property
     def engine_here(self) -> bool:
@@ -172,6 +179,7 @@ class Target:
             "unavailable": dict(self.unavailable),
             "peaks": dict(self.peaks),
             "cpu": self.cpu.to_json() if self.cpu else None,
+            "more_capabilities": list(self.more_capabilities),
         }
 
     @classmethod
@@ -199,4 +207,5 @@ class Target:
             peaks=fields.named_numbers("peaks"),
             memory_bandwidth_gbps=fields.optional_number("memory_bandwidth_gbps"),
             cpu=CpuArithmetic.from_json(fields.table("cpu")) if fields.has("cpu") else None,
+            more_capabilities=fields.texts("more_capabilities") if fields.has("more_capabilities") else (),
         )
