@@ -153,7 +153,9 @@ class FakeCuda:
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:  # noqa: N802
         major, minor = self.capability
-        return Status.cudaSuccess, types.SimpleNamespace(name=b"Fake GPU\0\0\0", major=major, minor=minor)
+        return Status.cudaSuccess, types.SimpleNamespace(
+            name=b"Fake GPU\0\0\0", major=major, minor=minor, pciDomainID=0, pciBusID=1, pciDeviceID=0
+        )
 
     def cudaDriverGetVersion(self) -> tuple[Status, int]:  # noqa: N802
         return Status.cudaSuccess, self.driver

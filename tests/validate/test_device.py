@@ -19,7 +19,7 @@ from vitexport.preprocess import normalize
 from vitexport.report import Check, Report
 from vitexport.runtime import Model, load
 from vitexport.runtime.backends import Backend, open_onnx
-from vitexport.validate.device import bench_bundle, classify, validate_bundle
+from vitexport.validate.device import classify, validate_bundle
 from vitexport.validate.numerics import GOLDEN_CEILING_DB, GOLDEN_SLACK_DB
 
 MAX_DROP = 1.0
@@ -293,44 +293,3 @@ def test_a_model_without_classes_is_held_to_its_golden_outputs(embedding_bundle:
 def test_labelled_images_are_nothing_to_a_model_without_classes(embedding_bundle: Built, data: ImageSet) -> None:
     with pytest.raises(UsageError, match="names no classes, so it has no accuracy; leave --data out"):
         validate_bundle(load(embedding_bundle.root), data, MAX_DROP, silent)
-
-
-@pytest.mark.parametrize(("asked", "size"), [(None, 4), (1, 1), (8, 8)])
-def test_a_benchmark_runs_the_batch_that_was_asked_for(asked: int | None, size: int, l4_bundle: Built) -> None:
-    model = load(l4_bundle.root, backend="onnxruntime")
-    backend = AlteredBackend(model, lambda logits: logits)
-    backend.inner = FakeInner()
-    report = bench_bundle(Model(model.bundle, backend), batch=asked, seconds=0, progress=silent)
-    figures = report.measurements["latency"]["shipped"]
-    assert figures["batch"] == size
-    assert figures["rounds"] >= 20
-    assert figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
-    assert figures["images_per_second"] == pytest.approx(size / figures["p50_ms"] * 1e3)
-    # Never filled up or cut in pieces: the time is that of one call.
-    assert set(backend.sizes) == {size}
-    # Nothing is judged: no limit was set.
-    assert report.checks == ()
-
-
-@pytest.mark.parametrize("asked", [9, 40, -1])
-def test_a_batch_that_the_artifact_does_not_take_is_not_timed(asked: int, l4_bundle: Built) -> None:
-    model = load(l4_bundle.root, backend="onnxruntime")
-    with pytest.raises(UsageError, match=rf"Batch {asked} cannot be timed: the bundle takes 1:4:8\."):
-        bench_bundle(model, batch=asked, seconds=0, progress=silent)
-
-
-def test_a_static_bundle_is_timed_at_its_own_batch_only(model: Model) -> None:
-    with pytest.raises(UsageError, match="Batch 2 cannot be timed: the bundle takes 1"):
-        bench_bundle(model, batch=2, seconds=0, progress=silent)
-
-
-class FakeInner:
-    """A backend that costs nothing."""
-
-    description = "fake"
-
-    def run(self, images: NDArray[np.float32]) -> Outputs:
-        return {LOGITS: np.zeros((len(images), 10), np.float32)}
-
-    def close(self) -> None:
-        pass

@@ -11,13 +11,13 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import numpy as np
 
 from vitexport.artifacts import BatchRange, Outputs
-from vitexport.bundle import Bundle, open_bundle
+from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.cli import show
 from vitexport.cli.options import PATH, build_options, output_options
 from vitexport.datasets import ImageSet, open_labelled
@@ -32,6 +32,9 @@ from vitexport.errors import (
 )
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
+
+if TYPE_CHECKING:
+    from vitexport.validate.bench import Beside
 
 BUNDLE = click.argument("bundle", type=PATH)
 BACKEND = click.option(
@@ -250,7 +253,18 @@ def engine(
 @cli.command(short_help="Time a bundle on this machine.")
 @BUNDLE
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images per call (default: the bundle's own).")
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="How long it is timed.")
+@click.option("--sweep", is_flag=True, help="Every batch of 1, 2, 4 … that the bundle takes.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="How long each batch is timed."
+)
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Most time to wait until it runs steadily (default: twice --seconds).",
+)
+@click.option("--pytorch/--no-pytorch", default=True, show_default=True, help="PyTorch beside it, where it is installed.")
+@click.option("-o", "--out", type=PATH, metavar="FILE.json", help="Write what was measured there, for compare.")
 @BACKEND
 @ENGINE
 @output_options
@@ -258,20 +272,72 @@ def bench(
     *,
     bundle: Path,
     batch: int | None,
+    sweep: bool,
     seconds: float,
+    warm_up: float | None,
+    pytorch: bool,
+    out: Path | None,
     backend: Any,
     engine: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Time BUNDLE on this machine."""
-    from vitexport.runtime import load
-    from vitexport.validate.device import bench_bundle
+    """Time BUNDLE on this machine: latency of one call, with clocks, power mode and temperature beside it.
 
-    with show.progress(quiet=quiet or as_json) as progress:
-        report = bench_bundle(load(bundle, backend=backend, engine=engine), batch=batch, seconds=seconds, progress=progress)
+    GPU is the time on the GPU alone; run is from the preprocessed tensor to the outputs, both on the host; end to end
+    begins with pixels. Nothing is judged.
+    """
+    from vitexport.runtime import load
+    from vitexport.validate.bench import BenchRequest, Beside, bench_bundle, on_gpu, write_bench
+
+    if out is not None:
+        _check_file(out, ".json", "what was measured is written as JSON")
+    request = BenchRequest(batch=batch, sweep=sweep, seconds=seconds, warm_up=warm_up)
+    with (
+        show.native_output_aside(),
+        show.progress(quiet=quiet or as_json) as progress,
+        load(bundle, backend=backend, engine=engine) as model,
+    ):
+        request.batches(model.manifest.batch)
+        beside = _pytorch(model.manifest, gpu=on_gpu(model.backend)) if pytorch else Beside(skipped="--no-pytorch")
+        report = bench_bundle(model, request, pytorch=beside, progress=progress)
+    if out is not None:
+        write_bench(out, report)
     return _finish(report, as_json=as_json, verbose=verbose)
+
+
+def _pytorch(manifest: Manifest, *, gpu: bool) -> Beside:
+    """What PyTorch can be timed with, or why it cannot."""
+    from vitexport.validate.bench import Beside
+
+    try:
+        from vitexport.eager import pytorch_beside
+    except ModuleNotFoundError as error:
+        return Beside(skipped=f"{str(error.name).partition('.')[0]} is not installed here")
+    except (ImportError, RuntimeError, OSError) as error:
+        return Beside(skipped=f"PyTorch or timm is installed but cannot be imported: {error}")
+    return pytorch_beside(manifest, gpu=gpu)
+
+
+@cli.command(short_help="Hold two measurements side by side.")
+@click.argument("first", type=PATH, metavar="A")
+@click.argument("second", type=PATH, metavar="B")
+@output_options
+def compare(*, first: Path, second: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Put the latencies of A and B, of two devices or two builds, side by side, and say what forbids to compare them.
+
+    Each is a file of bench -o, the report.json of an engine in a bundle, or a bundle. The exit code does not depend on
+    what is found.
+    """
+    from vitexport.validate.compare import compare as hold_together
+
+    comparison = hold_together(first, second)
+    if as_json:
+        show.print_json(comparison.to_json())
+    else:
+        show.show_comparison(comparison)
+    return EXIT_OK
 
 
 @cli.command(short_help="Verify a bundle and show what is in it.")
@@ -311,7 +377,7 @@ def predict(
     from vitexport.runtime import load
 
     if out is not None:
-        _check_array_file(out)
+        _check_file(out, ".npz", "outputs are written as NumPy arrays")
     with show.native_output_aside():
         model = load(bundle, backend=backend, engine=engine)
     if model.fallback is not None and not quiet:
@@ -339,10 +405,10 @@ def predict(
     return 0
 
 
-def _check_array_file(path: Path) -> None:
+def _check_file(path: Path, suffix: str, why: str) -> None:
     """Refuse before the work what cannot be written after it."""
-    if path.suffix != ".npz":
-        raise UsageError(f"--out {path}: outputs are written as NumPy arrays; give a name that ends in .npz.")
+    if path.suffix != suffix:
+        raise UsageError(f"--out {path}: {why}; give a name that ends in {suffix}.")
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"--out {path} cannot be written: it is a folder, or its folder does not exist or is read-only.")

@@ -32,6 +32,8 @@ from vitexport.report import (
 )
 from vitexport.runtime import engines
 from vitexport.targets import Device, Finding, Target, resolve
+from vitexport.validate.bench_table import BENCH_COLUMNS, bench_rows, facts
+from vitexport.validate.compare import COMPARE_COLUMNS, Comparison, compare_facts, compare_rows
 
 MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]failed[/]", "skipped": "[yellow]skipped[/]"}
 LEVELS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "note": "[cyan]note[/]"}
@@ -141,10 +143,9 @@ def show_report(report: Report, *, verbose: bool) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in report.checks:
         table.add_row(MARKS[check.status], check.name, Text(check.message))
-    if report.checks:
+    if table.rows:
         out.show(table)
-    if latency := report.measurements.get("latency"):
-        out.show(_grid(LATENCY_COLUMNS, latency_rows(latency)))
+    _show_latency(out, report.measurements)
     if len(candidates := report.measurements.get("candidates", {})) > 1:
         out.show(_grid(CANDIDATE_COLUMNS, candidate_rows(candidates)))
     if len(rows := output_figures(report.measurements)) > len(report.measurements.get("candidates", {})):
@@ -156,10 +157,26 @@ def show_report(report: Report, *, verbose: bool) -> None:
         out.show(Text(f"note: {note}"))
     if verbose:
         _show_costs(out, report)
-    if not report.checks:
-        return
-    colour = "red" if report.verdict == "failed" else "green"
-    out.show(f"[bold {colour}]{report.verdict}[/]: {report.summary}")
+    if report.checks:
+        colour = "red" if report.verdict == "failed" else "green"
+        out.show(f"[bold {colour}]{report.verdict}[/]: {report.summary}")
+
+
+def _show_latency(out: Output, measurements: Mapping[str, Any]) -> None:
+    """What a build timed; or what ``bench`` timed, on what, and what it did not."""
+    if latency := measurements.get("latency"):
+        out.show(_grid(LATENCY_COLUMNS, latency_rows(latency)))
+    if bench := measurements.get("bench"):
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, value in facts(bench).items():
+            table.add_row(f"[bold]{name}[/]", Text(value))
+        out.show(table)
+        out.show(_grid(BENCH_COLUMNS, bench_rows(bench)))
+        left_out = Table(box=None, pad_edge=False, show_header=False)
+        for what, reason in bench["skipped"].items():
+            left_out.add_row(MARKS["skipped"], escape(what), Text(reason))
+        if left_out.rows:
+            out.show(left_out)
 
 
 def _show_costs(out: Output, report: Report) -> None:
@@ -385,3 +402,26 @@ def show_outputs(rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     Output().show(_grid(header, cells))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The figures alone; on a narrow terminal words fold, and no figure is cut."""
+    table = _grid(COMPARE_COLUMNS, compare_rows(comparison))
+    for column in table.columns:
+        column.no_wrap = column.justify == "right"
+        column.overflow = "fold"
+    return table
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Two measurements side by side, and what speaks against comparing them."""
+    out = Output()
+    out.show(_grid(("", "A", "B"), compare_facts(comparison)))
+    if comparison.cells:
+        out.show(comparison_table(comparison))
+    if comparison.unknown:
+        out.show(Text(f"not known of either: {', '.join(comparison.unknown)}"))
+    for obstacle in comparison.obstacles:
+        out.show(f"[yellow]not comparable[/]: {escape(obstacle)}")
+    if not comparison.obstacles:
+        out.show("[green]nothing speaks against comparing them[/]")

@@ -16,7 +16,6 @@ from vitexport.preprocess import normalize
 from vitexport.report import Check, Report, at_most, skipped
 from vitexport.runtime.model import Model, run_in_batches
 from vitexport.validate import metrics
-from vitexport.validate.latency import measure
 from vitexport.validate.numerics import golden
 
 DEVICE_BATCH = 8
@@ -110,36 +109,3 @@ def classify(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.flo
         done += len(images)
         progress("classifying", done, len(data.files))
     return np.concatenate(parts)
-
-
-def bench_bundle(model: Model, *, batch: int | None, seconds: float, progress: Progress) -> Report:
-    """Latency of the shipped artifact on this machine, on golden inputs.
-
-    Raises:
-        UsageError: The artifact does not take that batch in one call.
-    """
-    pixels, _ = model.bundle.golden()
-    accepted = model.manifest.batch
-    size = batch or accepted.optimum
-    if not accepted.minimum <= size <= accepted.maximum:
-        raise UsageError(f"Batch {size} cannot be timed: the bundle takes {accepted}. Build one with --batch MIN:OPT:MAX.")
-    images = normalize(np.resize(pixels, (size, *pixels.shape[1:])), model.manifest.preprocess)
-    progress(f"timing batch {size}")
-    before = describe_machine()
-    timing = measure(
-        {"shipped": lambda tensor: run_in_batches(model.backend, tensor, model.manifest.batch)}, images, seconds=seconds
-    )
-    after = describe_machine()
-    clocks = {"before": before.get("clock_mhz"), "after": after.get("clock_mhz")}
-    return Report(
-        title=title(model),
-        checks=(),
-        measurements={
-            "latency": timing.figures,
-            "others_percent": timing.others_percent,
-            "clocks_mhz": clocks,
-            "runtime": model.backend.description,
-        },
-        machine=after,
-        notes=tuple(note for note in (timing.caution, model.fallback) if note),
-    )

@@ -56,7 +56,7 @@ def measure(runners: Mapping[str, Runner], images: NDArray[np.float32], *, secon
     for run in runners.values():
         _warm_up(run, images)
     samples: dict[str, list[float]] = {name: [] for name in runners}
-    before = _processor_seconds()
+    before = processor_seconds()
     begin = time.perf_counter()
     rounds = 0
     while rounds < MINIMUM_ROUNDS or time.perf_counter() < begin + seconds:
@@ -68,11 +68,11 @@ def measure(runners: Mapping[str, Runner], images: NDArray[np.float32], *, secon
     wall = time.perf_counter() - begin
     return Timing(
         figures={name: _summary(np.asarray(times), len(images)) for name, times in samples.items()},
-        others_percent=_others_percent(before, _processor_seconds(), wall),
+        others_percent=share_of_others(before, processor_seconds(), wall),
     )
 
 
-def _processor_seconds() -> tuple[float, float] | None:
+def processor_seconds() -> tuple[float, float] | None:
     """Seconds of processor time that the whole machine and this process have used; None where Linux does not tell."""
     try:
         fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
@@ -81,10 +81,12 @@ def _processor_seconds() -> tuple[float, float] | None:
     user, nice, system, _idle, _waiting, irq, softirq, steal = (int(field) for field in fields)
     own = os.times()
     busy = user + nice + system + irq + softirq + steal
-    return busy / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    spent = own.user + own.system + own.children_user + own.children_system
+    return busy / os.sysconf("SC_CLK_TCK"), spent
 
 
-def _others_percent(before: tuple[float, float] | None, after: tuple[float, float] | None, wall: float) -> float | None:
+def share_of_others(before: tuple[float, float] | None, after: tuple[float, float] | None, wall: float) -> float | None:
+    """Percent of this machine's processors that other processes took in `wall` seconds between two `processor_seconds`."""
     if before is None or after is None:
         return None
     others = (after[0] - before[0]) - (after[1] - before[1])

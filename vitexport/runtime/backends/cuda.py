@@ -157,3 +157,15 @@ class Buffers:
             device, host, _ = self._held.pop(name)
             call(self._cuda, "cudaFree", device)
             call(self._cuda, "cudaFreeHost", host)
+
+
+def pci_bus_id(purpose: str = "Naming the GPU", extra: str = "tensorrt") -> str:
+    """PCI address of the GPU that calls go to, as NVML takes it: ``00000000:01:00.0``.
+
+    Raises:
+        MissingDependencyError: The bindings are not installed.
+        ToolchainError: The CUDA runtime fails.
+    """
+    cuda = cuda_runtime(purpose, extra)
+    properties = call(cuda, "cudaGetDeviceProperties", call(cuda, "cudaGetDevice"))
+    return f"{properties.pciDomainID:08X}:{properties.pciBusID:02X}:{properties.pciDeviceID:02X}.0"
