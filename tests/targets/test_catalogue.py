@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vitexport.errors import UsageError
 from vitexport.targets import OPSET, PRECISIONS, Device, catalogue, nearest_names, resolve
+from vitexport.targets.catalogue import nearest
 from vitexport.targets.rows import PEAK_PRECISIONS, packaged
 from vitexport.targets.target import version_key
 
@@ -333,3 +334,17 @@ def test_importing_the_room_imports_nothing_heavy_and_reads_nothing() -> None:
     assert "vitexport" in modules
     assert not {"numpy", "PIL", "torch", "timm", "onnx", "onnxruntime", "click", "rich"} & set(modules)
     assert reads == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("NVIDIA L4", "8.9", "l4"),
+        ("NVIDIA H100 PCIe", "9.0", "h100-pcie"),
+        ("NVIDIA GeForce RTX 4090", "8.9", "rtx-4090"),
+        ("Quadro P4000", "6.1", None),
+    ],
+)
+def test_a_gpu_is_found_by_what_its_driver_calls_it(name: str, capability: str, expected: str | None) -> None:
+    found = nearest(name, capability)
+    assert (found.id if found else None) == expected

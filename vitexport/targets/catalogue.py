@@ -59,6 +59,20 @@ def resolve(
     return _cpu_target(device) if device.kind == "cpu" else _gpu_target(device, rows.rtx)
 
 
+def nearest(name: str, compute_capability: str) -> Device | None:
+    """The device that a driver calls `name`: the longest of the catalogue's names that it shares, else one like it.
+
+    Args:
+        name: For example ``NVIDIA L4``.
+        compute_capability: For example ``8.9``.
+
+    Returns:
+        None where no device of the catalogue has this compute capability.
+    """
+    alike = [device for device in packaged().devices.values() if device.compute_capability == compute_capability]
+    return max(alike, key=lambda device: len(set(name.split()) & set(device.name.split())), default=None)
+
+
 def nearest_names(name: str) -> tuple[str, ...]:
     """Ids that somebody who wrote `name` may have meant, the likeliest first; empty if nothing is near.
 
