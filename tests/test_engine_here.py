@@ -27,6 +27,7 @@ from vitexport.bundle import Bundle, open_bundle
 from vitexport.cli.commands import cli
 from vitexport.device import EngineRequest, build_here, open_for_engine
 from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
+from vitexport.machine import l4t_release
 from vitexport.pipeline import BuildRequest, run
 from vitexport.runtime import engines, load
 
@@ -356,6 +357,21 @@ def test_an_older_library_than_the_bundles_is_refused(orin: Device) -> None:
     orin.install("8.6")
     with pytest.raises(DeviceError, match=r"written for TensorRT 10\.3\.0, but this machine has 8\.6\.2.*--jetpack"):
         build_here(orin.bundle, PLAIN)
+
+
+def test_a_jetson_names_its_jetpack(orin: Device, tmp_path: Path) -> None:
+    release = tmp_path / "nv_tegra_release"
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\nmore\n")
+    orin.monkeypatch.setattr("vitexport.machine.TEGRA_RELEASE", release)
+    _, report = build_here(orin.bundle, PLAIN)
+    assert "built on Fake GPU (Jetson Linux 36.4.3 of JetPack 6.1) by TensorRT 10.3.0" in report.checks[0].message
+    assert report.machine["l4t"] == "36.4.3"
+    release.write_text("# R36 (release), REVISION: 3.0, GCID: 36923193, BOARD: generic\n")
+    orin.install("8.6")
+    with pytest.raises(DeviceError, match=r"has 8\.6\.2 \(Jetson Linux 36\.3\.0 of JetPack 6\.0\)"):
+        build_here(orin.bundle, PLAIN)
+    release.write_text("something else\n")
+    assert l4t_release() is None
 
 
 def test_more_workspace_than_is_free_is_refused(orin: Device) -> None:

@@ -13,6 +13,7 @@ from vitexport.artifacts import EngineRecipe, Progress, silent
 from vitexport.bundle import REPORT, Bundle, open_bundle, write_json
 from vitexport.datasets import ImageSet
 from vitexport.errors import BundleError, DeviceError, UsageError
+from vitexport.machine import l4t_release
 from vitexport.report import Check, Report
 from vitexport.runtime import engines
 from vitexport.runtime.backends import open_engine
@@ -22,6 +23,7 @@ from vitexport.runtime.backends.tensorrt_build import BuilderOptions, build_plan
 from vitexport.runtime.engines import BuiltHere, Fingerprint
 from vitexport.runtime.loading import built_facts
 from vitexport.runtime.model import Model
+from vitexport.targets.rows import packaged
 from vitexport.targets.target import version_key
 from vitexport.validate.device import title, validate_bundle
 
@@ -111,7 +113,8 @@ def build_here(
         path.write_bytes(plan.engine)
         if plan.timing_cache is not None:
             (staged.folder / engines.TIMING_CACHE).write_bytes(plan.timing_cache)
-        message = f"built on {machine.gpu.name} by {library} in {seconds:.0f} s, {len(plan.engine) / 2**20:.1f} MiB"
+        size = f"{len(plan.engine) / 2**20:.1f} MiB"
+        message = f"built on {machine.gpu.name}{_jetpack_here()} by {library} in {seconds:.0f} s, {size}"
         if plan.timing_cache_used:
             message += "; kernels were chosen by what the build before had measured"
         built_here = BuiltHere(path=path, fingerprint=machine.fingerprint, options=said)
@@ -186,11 +189,20 @@ def _machine(bundle: Bundle) -> _Machine:
     version = library_version(library)
     if target.tensorrt is not None and _release(version) < _release(target.tensorrt):
         raise DeviceError(
-            f"Bundle {bundle.root} was written for {TITLES[library]} {target.tensorrt}, but this machine has {version}, "
-            "which may read parts of it by older rules. Build it again for this one"
+            f"Bundle {bundle.root} was written for {TITLES[library]} {target.tensorrt}, but this machine has {version}"
+            f"{_jetpack_here()}, which may read parts of it by older rules. Build it again for this one"
             f"{' (--jetpack)' if target.jetpack else ''}, or upgrade here."
         )
     return _Machine(gpu=gpu, fingerprint=Fingerprint.of(library, version, gpu))
+
+
+def _jetpack_here() -> str:
+    """What a Jetson says of its software, in brackets; nothing elsewhere."""
+    l4t = l4t_release()
+    if l4t is None:
+        return ""
+    jetpack = packaged().jetpack_of(l4t)
+    return f" (Jetson Linux {l4t}{f' of JetPack {jetpack}' if jetpack else ''})"
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ class JetPack:
     Attributes:
         release: The release that names the row.
         accepts: Releases that carry this stack; a last part ``x`` stands for any number.
+        l4t: Releases of Jetson Linux that it is made of, as major and minor number.
         tensorrt: Version of TensorRT.
         opset_max: Newest ONNX opset that its parser reads.
         compute_capabilities: Of the modules that got it.
@@ -57,6 +58,7 @@ class JetPack:
 
     release: str
     accepts: tuple[str, ...]
+    l4t: tuple[str, ...]
     tensorrt: str
     opset_max: int
     compute_capabilities: tuple[str, ...]
@@ -97,6 +99,11 @@ class Rows:
     def stack_of(self, release: str) -> JetPack | None:
         """The stack that JetPack `release` carries, or None if the catalogue does not know it."""
         return next((jetpack for jetpack in self.jetpacks.values() if jetpack.carries(release)), None)
+
+    def jetpack_of(self, l4t: str) -> str | None:
+        """The JetPack release that Jetson Linux `l4t`, for example ``36.4.3``, belongs to; None if it is not known."""
+        number = ".".join(l4t.split(".")[:2])
+        return next((jetpack.release for jetpack in self.jetpacks.values() if number in jetpack.l4t), None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -195,6 +202,7 @@ def _jetpack(row: object) -> JetPack:
     jetpack = JetPack(
         release=fields.text("release"),
         accepts=accepts,
+        l4t=fields.texts("l4t") if fields.has("l4t") else (),
         tensorrt=_version(fields, "tensorrt"),
         opset_max=fields.integer("opset_max"),
         compute_capabilities=_capabilities(fields, "compute_capabilities"),
