@@ -300,7 +300,8 @@ def bench(
         load(bundle, backend=backend, engine=engine) as model,
     ):
         request.batches(model.manifest.batch)
-        beside = _pytorch(model.manifest, gpu=on_gpu(model.backend)) if pytorch else Beside(skipped="--no-pytorch")
+        skipped = Beside(skipped="not asked for (--no-pytorch)")
+        beside = _pytorch(model.manifest, gpu=on_gpu(model.backend)) if pytorch else skipped
         report = bench_bundle(model, request, pytorch=beside, progress=progress)
     if out is not None:
         write_bench(out, report)
