@@ -281,9 +281,7 @@ def _of_report(path: Path, data: Mapping[str, Any]) -> Measured:
         )
     bundle = next((parent for parent in path.absolute().parents if (parent / MANIFEST).is_file()), None)
     if bundle is None:
-        raise InputError(
-            f"{path} is a report without a latency, and no bundle is around it; give a file of vitexport bench -o."
-        )
+        raise InputError(f"{path} holds no latency, and no bundle is around it; give a file of vitexport bench -o.")
     model = subject(open_bundle(bundle).manifest)
     return _of_plain(path, model, Report.from_json({key: value for key, value in data.items() if key != "verdict"}))
 
