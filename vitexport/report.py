@@ -148,6 +148,8 @@ class Report:
                 for name, row in layers.items()
             ]
             parts += ["## Layers, the most sensitive first", _table(LAYER_COLUMNS, cells)]
+        if blocks := self.measurements.get("blocks"):
+            parts += ["## What TensorRT made of the blocks", _table(BLOCK_COLUMNS, block_rows(blocks))]
         if self.notes:
             parts += ["## Notes", "\n".join(f"- {note}" for note in self.notes)]
         if self.stages:
@@ -162,6 +164,7 @@ class Report:
 
 
 LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
+BLOCK_COLUMNS = ("block", "attention", "linear layers", "reformats")
 LAYER_COLUMNS = ("layer", "SQNR of its own output, dB", "equalization strength", "ships in")
 OUTPUT_COLUMNS = ("precision", "output", "cosine", "SQNR dB")
 CANDIDATE_COLUMNS = ("precision", "top-1 %", "drop, points", "agreement %", "SQNR dB", "cosine", "images")
@@ -207,6 +210,19 @@ def output_figures(measurements: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for precision, row in measurements.get("candidates", {}).items()
         for name, figures in row.get("outputs", {}).items()
     ]
+
+
+def block_rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of `BLOCK_COLUMNS`; neighbours of which the same is to be said share one."""
+    rows: list[tuple[str, str, tuple[str, ...]]] = []
+    for name, block in blocks.items():
+        linear = "; ".join(f"{precision} {', '.join(modules)}" for precision, modules in block["linear"].items())
+        cells = (str(block["attention"]), linear, str(block["reformats"]))
+        if rows and name and rows[-1][2] == cells:
+            rows[-1] = (rows[-1][0], name, cells)
+        else:
+            rows.append((name or "elsewhere", "", cells))
+    return [(f"{first} … {last}" if last else first, *cells) for first, last, cells in rows]
 
 
 def _finite(value: Any) -> Any:

@@ -22,10 +22,12 @@ from vitexport.artifacts import Outputs, describe_outputs, silent
 from vitexport.artifacts import Progress as ProgressCallback
 from vitexport.bundle import Bundle
 from vitexport.report import (
+    BLOCK_COLUMNS,
     CANDIDATE_COLUMNS,
     LATENCY_COLUMNS,
     OUTPUT_COLUMNS,
     Report,
+    block_rows,
     candidate_rows,
     latency_rows,
     output_figures,
@@ -146,10 +148,8 @@ def show_report(report: Report, *, verbose: bool) -> None:
     if table.rows:
         out.show(table)
     _show_latency(out, report.measurements)
-    if len(candidates := report.measurements.get("candidates", {})) > 1:
-        out.show(_grid(CANDIDATE_COLUMNS, candidate_rows(candidates)))
-    if len(rows := output_figures(report.measurements)) > len(report.measurements.get("candidates", {})):
-        out.show(_grid(OUTPUT_COLUMNS, rows))
+    for header, rows in _tables(report.measurements):
+        out.show(_grid(header, rows))
     if size := report.measurements.get("size"):
         sizes = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**20:.2f} MiB" for key, value in size.items())
         out.show(f"size: {sizes}")
@@ -177,6 +177,16 @@ def _show_latency(out: Output, measurements: Mapping[str, Any]) -> None:
             left_out.add_row(MARKS["skipped"], escape(what), Text(reason))
         if left_out.rows:
             out.show(left_out)
+
+
+def _tables(measurements: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    """Header and rows of what there is a table of beside latency."""
+    if len(candidates := measurements.get("candidates", {})) > 1:
+        yield CANDIDATE_COLUMNS, candidate_rows(candidates)
+    if len(rows := output_figures(measurements)) > len(candidates):
+        yield OUTPUT_COLUMNS, rows
+    if blocks := measurements.get("blocks"):
+        yield BLOCK_COLUMNS, block_rows(blocks)
 
 
 def _show_costs(out: Output, report: Report) -> None:
