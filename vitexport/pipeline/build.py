@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vitexport.errors import DeviceError, MissingDependencyError, NothingToQuant
 from vitexport.export import export_onnx
 from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
+from vitexport.pipeline.checkpoints import keep_checkpoints
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images
@@ -68,6 +69,7 @@ def _build(work: Work) -> Report:
     checks += _refused_int8(candidates, chosen)
     checks += _speed_checks(work, chosen, timing)
     shipped = _ship(chosen, exported, work.folder)
+    checkpoints = keep_checkpoints(work, _float(work.folder, shipped), shipped, chosen, reference)
     engine = None
     if timing is not None and timing.caution:
         notes.append(timing.caution)
@@ -85,7 +87,7 @@ def _build(work: Work) -> Report:
         notes=(*(finding.message for finding in work.prepared.findings), *notes),
     )
     work.progress("writing the bundle")
-    _write(work, chosen, shipped, engine, reference, report)
+    _write(work, chosen, shipped, engine, reference, checkpoints, report)
     return report
 
 
@@ -318,6 +320,12 @@ def _ship(chosen: Candidate, exported: OnnxModel, folder: Path) -> OnnxModel:
     return OnnxModel.of(final, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
 
 
+def _float(folder: Path, shipped: OnnxModel) -> Path:
+    """The float export, which may be what ships."""
+    path = folder / "model.float.onnx"
+    return path if path.exists() else shipped.path
+
+
 def _figures(  # noqa: PLR0913, PLR0917 - the report gathers from every stage
     chosen: Candidate,
     candidates: Sequence[Candidate],
@@ -369,23 +377,24 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
     shipped: OnnxModel,
     engine: Engine | None,
     reference: Reference,
+    checkpoints: Mapping[str, str],
     report: Report,
 ) -> None:
     """Write golden arrays, reports and, last, the manifest that hashes them all."""
     folder, source = work.folder, work.prepared.source
-    (folder / "golden").mkdir()
+    (folder / "golden").mkdir(exist_ok=True)
     np.save(folder / bundles.GOLDEN_PIXELS, reference.golden_pixels)
     golden_files = {f"golden_{name}": f"golden/{name}.npy" for name in reference.golden_outputs}
     for name, values in reference.golden_outputs.items():
         np.save(folder / golden_files[f"golden_{name}"], values)
     bundles.write_json(folder / bundles.REPORT, report.to_json())
     (folder / bundles.REPORT_PAGE).write_text(report.to_markdown(), encoding="utf-8")
-    float_name = "model.float.onnx" if (folder / "model.float.onnx").exists() else shipped.path.name
     artifacts = {
         "onnx": shipped.path.name,
-        "onnx_float": float_name,
+        "onnx_float": _float(folder, shipped).name,
         "golden_pixels": bundles.GOLDEN_PIXELS,
         **golden_files,
+        **checkpoints,
     }
     if engine is not None and engine.path is not None:
         artifacts["engine"] = engine.path.name

@@ -144,7 +144,7 @@ def _judge(  # noqa: PLR0913, PLR0917 - what is judged, by what
     if quantized is not None and quantized.exact is not None:
         plain = quantized.exact
         about += "; computed as Q/DQ in float, since this CPU cannot run the target's integer operators"
-    judged = _float16_twin(work, plain, precision, wide) if target.typing is not None and precision != "fp32" else plain.path
+    judged = float16_twin(work, plain, precision, wide) if target.typing is not None and precision != "fp32" else plain.path
     if target.typing == "strong" and precision != "fp32":
         model = _to_float16(work, model, precision, wide)
     refuse(load(model.path), target)
@@ -177,8 +177,8 @@ def cpu_float(work: Work, exported: OnnxModel) -> OnnxModel:
     return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
 
 
-def _float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float32: frozenset[str]) -> Path:
-    """A graph that computes on this CPU what the engine computes in float16; see `EmulateFloat16`."""
+def float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float32: frozenset[str]) -> Path:
+    """A graph that computes on this CPU what the engine computes in float16, to be removed; see `EmulateFloat16`."""
     target = work.prepared.target
     wide = set(stay_float32)
     if target.typing == "weak" and not target.layernorm_op:
