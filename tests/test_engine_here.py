@@ -110,11 +110,12 @@ def test_each_generation_builds_and_runs_a_bundle(generation: str, make_device: 
     before = snapshot(device.root)
     folder, report = build_here(device.bundle, PLAIN)
     assert folder is not None
-    assert {check.name: check.status for check in report.checks} == {
-        "engine": "passed",
-        "golden": "passed",
-        "accuracy": "skipped",
-    }
+    assert [(check.name, check.status) for check in report.checks[:3]] == [
+        ("engine", "passed"),
+        ("golden", "passed"),
+        ("accuracy", "skipped"),
+    ]
+    assert report.count("failed") == 0
     version = GENERATIONS[generation].version
     assert f"by TensorRT{'-RTX' if generation.startswith('RTX') else ''} {version} in" in report.checks[0].message
     # What was there is untouched, and the bundle still verifies.
@@ -298,6 +299,7 @@ def test_kernels_of_tensorrt_rtx_are_compiled_once_and_kept(make_device: Callabl
 
 def test_nodes_that_no_layer_answers_for_are_told(make_device: Callable[[str], Device]) -> None:
     device = make_device("8.5")
+    device.conduct.nameless = True
     _, report = build_here(device.bundle, PLAIN)
     assert any("TensorRT made no layer for" in note for note in report.notes)
 
@@ -311,7 +313,7 @@ def test_an_engine_that_computes_wrong_is_told_and_not_kept(orin: Device, noise:
     before = snapshot(orin.root)
     folder, report = build_here(orin.bundle, PLAIN)
     assert folder is None
-    assert [check.name for check in report.checks if check.status == "failed"] == ["golden"]
+    assert [check.name for check in report.checks if check.status == "failed"] == ["golden", "localize"]
     assert report.exit_code == 1
     assert any("was not kept" in note for note in report.notes)
     assert snapshot(orin.root) == before
@@ -333,7 +335,7 @@ def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixt
     assert "passed  accuracy" in shown
     assert "engine: " in shown
     report = json.loads(next((orin.root / "engines").glob("*/report.json")).read_text(encoding="utf-8"))
-    assert [check["name"] for check in report["checks"]] == ["engine", "golden", "accuracy"]
+    assert [check["name"] for check in report["checks"]][:3] == ["engine", "golden", "accuracy"]
 
 
 # ---- what does not fit

@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitexport.artifacts import EngineRecipe, Progress, silent
+from vitexport.artifacts import EngineRecipe, Outputs, Progress, silent
 from vitexport.bundle import REPORT, Bundle, open_bundle, write_json
 from vitexport.datasets import ImageSet
-from vitexport.errors import BundleError, DeviceError, UsageError
+from vitexport.errors import BundleError, DeviceError, InputError, UsageError
 from vitexport.machine import l4t_release
-from vitexport.report import Check, Report
-from vitexport.runtime import engines
-from vitexport.runtime.backends import open_engine
+from vitexport.preprocess import normalize
+from vitexport.report import Check, Report, skipped
+from vitexport.runtime import engines, inspection
+from vitexport.runtime.backends import Inspectable, open_engine
 from vitexport.runtime.backends.cuda import Gpu, cuda_runtime, current_gpu, why_no_gpu
 from vitexport.runtime.backends.tensorrt_api import EXTRAS, TITLES
-from vitexport.runtime.backends.tensorrt_build import BuilderOptions, build_plan, library_version
+from vitexport.runtime.backends.tensorrt_build import BuilderOptions, build_plan, library_version, marked_name
+from vitexport.runtime.checkpoints import IMAGES, read_checkpoints
 from vitexport.runtime.engines import BuiltHere, Fingerprint
 from vitexport.runtime.loading import built_facts
-from vitexport.runtime.model import Model
+from vitexport.runtime.model import Model, run_in_batches
 from vitexport.targets.rows import packaged
 from vitexport.targets.target import version_key
+from vitexport.validate import localize
 from vitexport.validate.device import title, validate_bundle
 
+# What the engine inspector says, beside the engine.
+LAYERS = "layers.json"
 # Of the device's free memory; the network's own tensors and the engine need the rest.
 WORKSPACE_SHARE = 0.5
 
@@ -43,6 +49,7 @@ class EngineRequest:
         dla_core: Deep Learning Accelerator to use; None for the GPU alone.
         strip_weights: Leave weights out of the engine; they come back from the bundle's ONNX when it is loaded.
         max_drop: Top-1 that may be lost against PyTorch on labelled images, in percentage points.
+        localize: Look for the first module that departs even if the golden outputs do not.
     """
 
     workspace_mib: int | None = None
@@ -52,6 +59,7 @@ class EngineRequest:
     dla_core: int | None = None
     strip_weights: bool = False
     max_drop: float = 1.0
+    localize: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +107,7 @@ def build_here(
     machine = _machine(bundle)
     recipe = dataclasses.replace(_recipe(bundle), compute_capabilities=(machine.gpu.compute_capability,))
     options = _options(bundle, request, machine)
-    said = {name: value for name, value in dataclasses.asdict(options).items() if name != "timing_cache"}
+    said = {name: value for name, value in dataclasses.asdict(options).items() if name not in {"timing_cache", "marked"}}
     onnx = bundle.artifact("onnx")
     if onnx is None:
         raise BundleError(f"Bundle {bundle.root} holds no ONNX model; build it again.")
@@ -119,11 +127,24 @@ def build_here(
             message += "; kernels were chosen by what the build before had measured"
         built_here = BuiltHere(path=path, fingerprint=machine.fingerprint, options=said)
         report = _judged(bundle, request, built_here, data, progress)
+        is_wrong = any(check.name == "golden" and check.status == "failed" for check in report.checks)
+        if request.localize or is_wrong:
+            again = dataclasses.replace(
+                options, timing_cache=plan.timing_cache, version_compatible=False, strip_weights=False
+            )
+
+            def build_marked(tensors: Sequence[str]) -> bytes:
+                progress(f"building it again with the outputs of {len(tensors)} modules")
+                marked = dataclasses.replace(again, marked=tuple(tensors))
+                return build_plan(onnx, recipe, machine.fingerprint.library, marked, progress).engine
+
+            found = _localized(bundle, built_here, build_marked, is_wrong=is_wrong)
+            report = dataclasses.replace(report, checks=(*report.checks, found))
         built = Check(name="engine", status="passed", message=message)
         notes = (*report.notes, _unconstrained(plan.unconstrained)) if plan.unconstrained else report.notes
         report = dataclasses.replace(report, checks=(built, *report.checks), notes=notes)
         write_json(staged.folder / REPORT, report.to_json())
-        staged.keep = report.exit_code == 0
+        staged.keep = not any(check.status == "failed" and check.name not in inspection.CHECKS for check in report.checks)
     if not staged.keep:
         note = "The engine was not kept: it does not compute what PyTorch computed."
         return None, dataclasses.replace(report, notes=(*report.notes, note))
@@ -252,9 +273,70 @@ def _before(bundle: Bundle, machine: _Machine) -> Path | None:
 
 
 def _judged(bundle: Bundle, request: EngineRequest, built: BuiltHere, data: ImageSet | None, progress: Progress) -> Report:
-    """What the new engine computes, through the runtime that will load it."""
+    """What the new engine computes, through the runtime that will load it, and what it is made of."""
     # Kernels of an engine that may not be kept are not kept either.
     facts = dataclasses.replace(built_facts(bundle, built, built.fingerprint), kernel_cache=None)
     with Model(bundle, open_engine(built.path, facts)) as model:
         report = validate_bundle(model, data, request.max_drop, progress)
+        if isinstance(model.backend, Inspectable):
+            layers = model.backend.layer_information()
+            built.path.with_name(LAYERS).write_text(layers, encoding="utf-8", errors="replace")
+            report = with_inspection(report, layers, bundle)
         return dataclasses.replace(report, title=f"{title(model)} · {built.fingerprint}")
+
+
+def with_inspection(report: Report, layers: str, bundle: Bundle | None) -> Report:
+    """`report` with what the engine inspector's `layers` say of the blocks, and whether it is what `bundle` asks for."""
+    try:
+        found = inspection.inspect_engine(layers)
+    except InputError as error:
+        return dataclasses.replace(report, checks=(*report.checks, skipped(inspection.CHECKS[0], str(error))))
+    recipe = (bundle.manifest.recipe if bundle is not None else None) or {}
+    checks = inspection.checks(found, [str(module) for module in recipe.get("layers", ())])
+    measurements = {**report.measurements, **found.to_json()}
+    return dataclasses.replace(report, checks=(*report.checks, *checks), measurements=measurements)
+
+
+def _localized(bundle: Bundle, built: BuiltHere, build: Callable[[Sequence[str]], bytes], *, is_wrong: bool) -> Check:
+    """Where the engine departs from PyTorch; what `build` makes is run once each and not kept."""
+    checkpoints = read_checkpoints(bundle)
+    if checkpoints is None:
+        return skipped(localize.NAME, "the bundle keeps no outputs of its modules; build it again with this vitexport")
+    pixels, _ = bundle.golden()
+    images = normalize(pixels[:IMAGES], bundle.manifest.preprocess)
+    marked = BuiltHere(path=built.path.with_name("marked.engine"), fingerprint=built.fingerprint, options={})
+    facts = dataclasses.replace(built_facts(bundle, marked, built.fingerprint), kernel_cache=None)
+
+    def run(tensors: Sequence[str]) -> Outputs:
+        marked.path.write_bytes(build(tensors))
+        try:
+            with Model(bundle, open_engine(marked.path, facts)) as model:
+                outputs = run_in_batches(model.backend, images, bundle.manifest.batch)
+        finally:
+            marked.path.unlink()
+        names = {marked_name(tensor): tensor for tensor in tensors}
+        return {names[name]: values for name, values in outputs.items() if name in names}
+
+    return localize.localize(checkpoints, run, is_wrong=is_wrong)
+
+
+def inspect_file(path: Path, bundle: Path | None) -> Report:
+    """What an engine inspector's file says of an engine's blocks.
+
+    Args:
+        path: The file.
+        bundle: What the engine was built from; None to hold it against no recipe.
+
+    Raises:
+        InputError: `path` cannot be read, or is something else.
+        BundleError: `bundle` is damaged or foreign.
+    """
+    opened = open_bundle(bundle) if bundle is not None else None
+    try:
+        text = path.read_text(encoding="utf-8")
+        inspection.read_layers(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return with_inspection(Report(title=path.name, checks=(), measurements={}, machine={}), text, opened)

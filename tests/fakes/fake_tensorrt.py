@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from fakes import fake_inspector
 from fakes.fake_cuda import FakeCuda
 
 IMAGE, LOGITS, FEATURE, CLASSES = "image", "logits", "feature_0", 5
@@ -113,6 +115,12 @@ class Conduct:
         tensors: What goes in and comes out of the engine, in the order in which it numbers them.
         computes_onnx: The engine computes what its ONNX file says, and its tensors are the file's; else `expected`.
         noise: What it adds to every output, as a share of its largest value: a fused kernel that is wrong.
+        wrong_from: A tensor of the ONNX file from which on the engine computes wrong: a fused kernel that is.
+        heals: Whether it computes right as soon as a tensor is marked, since that undoes the fusion.
+        nameless: Layers do not have the names of the ONNX nodes.
+        unfused: Modules whose attention is not fused.
+        wide: Modules that are multiplied in FP32, whatever they should be in.
+        inspector_says: What the engine inspector says in place of the truth.
         during_build: Called in the middle of a build, before its second step.
         built: Options of every build, in turn.
         dla_cores: How many Deep Learning Accelerators the device has.
@@ -129,6 +137,12 @@ class Conduct:
     tensors: tuple[str, ...] = (IMAGE, LOGITS)
     computes_onnx: bool = False
     noise: float = 0.0
+    wrong_from: str = ""
+    heals: bool = False
+    nameless: bool = False
+    unfused: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    inspector_says: str | None = None
     during_build: Callable[[], None] = lambda: None
     built: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     dla_cores: int = 0
@@ -185,6 +199,8 @@ def make_module(generation: Generation, conduct: Conduct, cuda: FakeCuda) -> typ
     module.ILogger = ILogger
     module.NetworkDefinitionCreationFlag = numbered("NetworkDefinitionCreationFlag", generation.network_flags)
     module.BuilderFlag = numbered("BuilderFlag", {name: index for index, name in enumerate(generation.builder_flags)})
+    module.ProfilingVerbosity = numbered("ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2})
+    module.LayerInformationFormat = numbered("LayerInformationFormat", {"ONELINE": 0, "JSON": 1})
     module.MemoryPoolType = numbered("MemoryPoolType", {"WORKSPACE": 0, "DLA_MANAGED_SRAM": 1})
     if generation.progress_monitor:
         module.IProgressMonitor = IProgressMonitor
@@ -213,27 +229,63 @@ def numbered(name: str, members: dict[str, int]) -> Any:
 # ---- building
 
 
+class Tensor:
+    """Has a name, which can be changed, and knows what it holds."""
+
+    __slots__ = ("dtype", "name", "source")
+
+    def __init__(self, name: str) -> None:
+        self.name = self.source = name
+        self.dtype = "float32"
+
+
 class Network:
-    """Remembers its flags."""
+    """Remembers its flags, and which tensors were marked."""
 
     def __init__(self, library: Library, flags: int) -> None:
         self.library, self.flags = library, flags
         self.is_dynamic = False
         self.onnx = b""
-        self.num_layers = len(library.conduct.layers)
+        self.layers = {name: (f"{name} output",) for name in library.conduct.layers}
+        self.marked: list[Tensor] = []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     def get_layer(self, index: int) -> Any:
-        name = self.library.conduct.layers[index]
-        return WeakLayer(name, self.library.conduct) if self.library.generation.sets_precision else Layer(name)
+        name, outputs = list(self.layers.items())[index]
+        if self.library.generation.sets_precision:
+            return WeakLayer(name, outputs, self.library.conduct)
+        return Layer(name, outputs)
+
+    def add_cast(self, tensor: Tensor, to_type: str) -> Layer:
+        assert to_type == "float32"
+        cast = Layer("cast", ("(Unnamed Layer* 7) [Cast]_output",))
+        cast.get_output(0).source = tensor.source
+        return cast
+
+    def mark_output(self, tensor: Tensor) -> None:
+        # The real one refuses a name that a tensor of the network has.
+        assert not any(tensor.name in outputs for outputs in self.layers.values()), "an output with the name of a tensor"
+        self.marked.append(tensor)
 
 
 class Layer:
-    """Has no attribute but its name, and takes none."""
+    """Has its name, and its outputs, and takes nothing."""
 
-    __slots__ = ("name",)
+    __slots__ = ("_outputs", "name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, outputs: tuple[str, ...]) -> None:
         self.name = name
+        self._outputs = [Tensor(output) for output in outputs]
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._outputs)
+
+    def get_output(self, index: int) -> Tensor:
+        return self._outputs[index]
 
 
 class WeakLayer(Layer):
@@ -241,21 +293,17 @@ class WeakLayer(Layer):
 
     __slots__ = ("conduct",)
 
-    def __init__(self, name: str, conduct: Conduct) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, outputs: tuple[str, ...], conduct: Conduct) -> None:
+        super().__init__(name, outputs)
         self.conduct = conduct
 
     def _set_precision(self, value: str) -> None:
         self.conduct.precisions[self.name] = value
 
     precision = property(fset=_set_precision)
-    num_outputs = 1
-
-    def get_output(self, index: int) -> Any:
-        return types.SimpleNamespace(dtype="float32" if index == 0 else None)
 
     def set_output_type(self, index: int, value: str) -> None:
-        assert index == 0
+        assert index < self.num_outputs
         self.conduct.output_types[self.name] = value
 
 
@@ -288,6 +336,7 @@ class BuilderConfig:
 
     builder_optimization_level: int
     progress_monitor: Any
+    profiling_verbosity: Any = None
 
     def __init__(self, generation: Generation) -> None:
         optional = {
@@ -296,7 +345,7 @@ class BuilderConfig:
             "hardware_compatibility_level": generation.compatibility,
         }
         own = {"flags", "profiles", "version", "pools", "cache", "capabilities", "num_compute_capabilities"}
-        own |= {"default_device_type", "DLA_core"}
+        own |= {"default_device_type", "DLA_core", "profiling_verbosity"}
         object.__setattr__(self, "_members", own | {name for name, there in optional.items() if there})
         self.flags: set[Any] = set()
         self.profiles: list[Profile] = []
@@ -398,7 +447,8 @@ class Builder:
             config.cache.data = f"{config.version}: timings".encode()
         names = {flag.name for flag in config.flags}
         plan = {
-            "onnx": base64.b64encode(network.onnx).decode() if self.library.conduct.computes_onnx else None,
+            "onnx": base64.b64encode(self._computed(network)).decode() if self.library.conduct.computes_onnx else None,
+            "detailed": getattr(config.profiling_verbosity, "name", "") == "DETAILED",
             "stripped": "STRIP_PLAN" in names,
             "brings_runtime": "VERSION_COMPATIBLE" in names,
             "version": config.version,
@@ -408,6 +458,18 @@ class Builder:
             "capabilities": getattr(config, "capabilities", None),
         }
         return bytearray(json.dumps(plan).encode())
+
+    def _computed(self, network: Network) -> bytes:
+        """The graph that the engine will compute: with the fault of this library, and the marked tensors."""
+        conduct = self.library.conduct
+        model = onnx.load_from_string(network.onnx)
+        if conduct.wrong_from and not (conduct.heals and network.marked):
+            _break(model.graph, conduct.wrong_from)
+        for tensor in network.marked:
+            model.graph.node.append(onnx.helper.make_node("Cast", [tensor.source], [tensor.name], to=onnx.TensorProto.FLOAT))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.FLOAT, None))
+        data: bytes = model.SerializeToString()
+        return data
 
     def _steps(self, monitor: Any) -> bool:
         """Tell the monitor; whether it wants to go on."""
@@ -435,8 +497,18 @@ class Builder:
         return None
 
 
+def _break(graph: onnx.GraphProto, tensor: str) -> None:
+    """Let `tensor` be half as large again as it should be, which no LayerNormalization behind a sum takes back."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    [index] = [index for index, node in enumerate(graph.node) if tensor in node.output]
+    graph.node[index].output[0] = f"{tensor} before"
+    factor = onnx.helper.make_tensor(f"{tensor} factor", types[tensor], [], [1.5])
+    graph.initializer.append(factor)
+    graph.node.insert(index + 1, onnx.helper.make_node("Mul", [f"{tensor} before", factor.name], [tensor]))
+
+
 class OnnxParser:
-    """Tells static from dynamic files, and nothing else."""
+    """Tells static from dynamic files, and the layers of one that will be computed."""
 
     def __init__(self, library: Library, network: Network, logger: ILogger) -> None:
         self.library, self.network = library, network
@@ -445,6 +517,10 @@ class OnnxParser:
     def parse_from_file(self, path: str) -> bool:
         self.network.onnx = Path(path).read_bytes()
         self.network.is_dynamic = self.network.onnx == b"dynamic onnx"
+        if self.library.conduct.computes_onnx:
+            graph = onnx.load_from_string(self.network.onnx).graph
+            prefix = "(Unnamed) " if self.library.conduct.nameless else ""
+            self.network.layers = {f"{prefix}{node.name}": tuple(node.output) for node in graph.node}
         self.num_errors = 1 if self.library.conduct.fails == "parser" else 0
         return not self.num_errors
 
@@ -477,7 +553,7 @@ class Runtime:
         ):
             self.logger.log(Severity.ERROR, "the plan was made by another version")
             return None
-        return Engine(self.library, _onnx_of(facts), is_stripped=bool(facts.get("stripped")))
+        return Engine(self.library, _onnx_of(facts), facts)
 
 
 def _facts_of(plan: bytes) -> dict[str, Any]:
@@ -503,8 +579,9 @@ def _onnx_of(facts: dict[str, Any]) -> ort.InferenceSession | None:
 class Engine:
     """Names its tensors and makes contexts; without its weights it has to be refitted first."""
 
-    def __init__(self, library: Library, session: ort.InferenceSession | None, *, is_stripped: bool = False) -> None:
-        self.library, self.session, self.is_stripped = library, session, is_stripped
+    def __init__(self, library: Library, session: ort.InferenceSession | None, facts: dict[str, Any]) -> None:
+        self.library, self.session, self.facts = library, session, facts
+        self.is_stripped = bool(facts.get("stripped"))
         tensors = library.conduct.tensors
         if session is not None:
             tensors = tuple(value.name for value in (*session.get_inputs(), *session.get_outputs()))
@@ -515,6 +592,9 @@ class Engine:
 
     def get_tensor_name(self, index: int) -> str:
         return self.tensors[index]
+
+    def create_engine_inspector(self) -> Inspector | None:
+        return None if self.library.conduct.fails == "inspector" else Inspector(self)
 
     def create_execution_context(self, config: RuntimeConfig | None = None) -> Context | None:
         if self.library.conduct.fails == "context" or self.is_stripped:
@@ -577,6 +657,27 @@ class OnnxParserRefitter:
     def refit_from_file(self, path: str) -> bool:
         self.refitter.has_weights = Path(path).is_file() and self.refitter.engine.library.conduct.fails != "refit"
         return self.refitter.has_weights
+
+
+class Inspector:
+    """Says what became of the graph in a plan, in the layout of its generation."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def get_engine_information(self, format: Any) -> str:  # noqa: A002 - TensorRT's own
+        assert format.name == "JSON"
+        library = self.engine.library
+        conduct = library.conduct
+        if conduct.inspector_says is not None:
+            return conduct.inspector_says
+        facts, layers = self.engine.facts, []
+        if facts.get("onnx") is not None:
+            data = base64.b64decode(facts["onnx"])
+            layers = fake_inspector.layers_of(data, unfused=conduct.unfused, wide=conduct.wide)
+        major = int(library.generation.version.split(".")[0])
+        layout = {8: "8", 10: "10"}.get(major, "11")
+        return fake_inspector.say(layers, self.engine.tensors, layout=layout, detailed=bool(facts.get("detailed")))
 
 
 class Context:

@@ -201,6 +201,9 @@ def validate(
     "--dla", type=click.IntRange(min=0), metavar="CORE", help="Use this Deep Learning Accelerator; the GPU does the rest."
 )
 @click.option("--strip-weights", is_flag=True, help="Leave the weights in the ONNX only; a smaller engine, a slower start.")
+@click.option(
+    "--localize", is_flag=True, help="Look for the first module that departs, as a failed golden check does by itself."
+)
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images to judge it on too, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
 @output_options
@@ -213,6 +216,7 @@ def engine(
     hardware_compatible: bool,
     dla: int | None,
     strip_weights: bool,
+    localize: bool,
     data: Path | None,
     max_drop: float,
     as_json: bool,
@@ -238,6 +242,7 @@ def engine(
         dla_core=dla,
         strip_weights=strip_weights,
         max_drop=max_drop,
+        localize=localize,
     )
     with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
         folder, report = build_here(opened, request, images, progress)
@@ -248,6 +253,21 @@ def engine(
         if folder is not None:
             click.echo(f"engine: {folder}")
     return report.exit_code
+
+
+@cli.command(short_help="Say what TensorRT made of a network's blocks.")
+@click.argument("layers_json", type=PATH, metavar="LAYERS.json")
+@click.option("--bundle", type=PATH, metavar="BUNDLE", help="Hold the engine against this bundle's INT8 recipe.")
+@output_options
+def layers(*, layers_json: Path, bundle: Path | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Say, block by block, which attentions are fused, what each linear layer is multiplied in, and what is reformatted.
+
+    LAYERS.json is what trtexec --exportLayerInfo --profilingVerbosity=detailed writes of any engine, or layers.json beside
+    an engine that vitexport engine built; no TensorRT is needed to read it.
+    """
+    from vitexport.device import inspect_file
+
+    return _finish(inspect_file(layers_json, bundle), as_json=as_json, verbose=verbose)
 
 
 @cli.command(short_help="Time a bundle on this machine.")

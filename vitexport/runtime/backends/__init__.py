@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import Outputs
 
-__all__ = ["Backend", "EngineFacts", "GpuTimer", "Provider", "open_engine", "open_onnx"]
+__all__ = ["Backend", "EngineFacts", "GpuTimer", "Inspectable", "Provider", "open_engine", "open_onnx"]
 
 # An execution provider of ONNX Runtime by its name there, and its options.
 Provider: TypeAlias = tuple[str, Mapping[str, str]]
@@ -33,6 +33,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free what it holds."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A backend that can tell what it is made of: an engine."""
+
+    def layer_information(self) -> str:
+        """What the library's inspector says of the engine's layers, as JSON; see `vitexport.runtime.inspection`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ class BuilderOptions:
         hardware_compatible: Every GPU from Ampere on can run it.
         dla_core: Deep Learning Accelerator that runs what it can; the GPU runs the rest.
         strip_weights: Leave out weights that the ONNX file has, and that go back into the engine when it is loaded.
+        marked: Tensors of the graph that shall leave the engine too, in float32, each named as `marked_name` says.
     """
 
     workspace_bytes: int | None = None
@@ -41,6 +42,7 @@ class BuilderOptions:
     hardware_compatible: bool = False
     dla_core: int | None = None
     strip_weights: bool = False
+    marked: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,10 @@ def build_plan(onnx: Path, recipe: EngineRecipe, library: str, options: BuilderO
     if not parser.parse_from_file(str(onnx)):
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
         raise ToolchainError(f"{title} cannot parse {onnx.name}: {'; '.join(errors[:3]) or reasons(logger)}")
+    _mark(api, network, options.marked)
     config = builder.create_builder_config()
+    # The kernels that were chosen, and what of the graph each computes, are to be seen afterwards.
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
     unconstrained = _configure(api, builder, network, config, recipe)
     used = _apply(api, title, builder, config, options)
     monitor = _watch(api, config, progress)
@@ -106,6 +111,24 @@ def build_plan(onnx: Path, recipe: EngineRecipe, library: str, options: BuilderO
         raise ToolchainError(f"{title} cannot compile {onnx.name} for compute capability {wanted}: {reasons(logger)}")
     kept = None if options.timing_cache is None else bytes(config.get_timing_cache().serialize())
     return Plan(engine=bytes(engine), timing_cache=kept, timing_cache_used=used, unconstrained=unconstrained)
+
+
+def marked_name(tensor: str) -> str:
+    """What the output is called that holds `tensor`, whose own name is taken."""
+    return f"{tensor}/marked"
+
+
+def _mark(api: Any, network: Any, wanted: tuple[str, ...]) -> None:
+    """Let the tensors in `wanted` leave the engine too; what the parser did not keep is left out."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)] if wanted else []
+    for layer in layers:
+        for index in range(layer.num_outputs):
+            tensor = layer.get_output(index)
+            if tensor is not None and tensor.name in wanted:
+                # In float32 whatever it is: the engine's other outputs are.
+                output = network.add_cast(tensor, api.float32).get_output(0)
+                output.name = marked_name(tensor.name)
+                network.mark_output(output)
 
 
 def _apply(api: Any, title: str, builder: Any, config: Any, options: BuilderOptions) -> bool:

@@ -49,6 +49,7 @@ class TensorRtBackend:
         gpu = self._fitting_gpu(facts)
         self.gpu = gpu.name
         api = load_library(facts.library, f"Running the engine for {facts.target}")
+        self._json = api.LayerInformationFormat.JSON
         title = f"{TITLES[facts.library]} {api.__version__}"
         _check_version(title, str(api.__version__), facts)
         self._logger = make_logger(api)
@@ -115,6 +116,17 @@ class TensorRtBackend:
             self._call("cudaEventDestroy", end)
         self._record()
         return milliseconds
+
+    def layer_information(self) -> str:
+        """The engine's layers as the inspector tells them, in JSON; names only if it was built without more.
+
+        Raises:
+            ToolchainError: The engine cannot be inspected.
+        """
+        inspector = self._engine.create_engine_inspector()
+        if inspector is None:
+            raise ToolchainError(f"The engine cannot be inspected: {reasons(self._logger)}")
+        return str(inspector.get_engine_information(self._json))
 
     def close(self) -> None:
         """Free the device's memory and the stream, and keep the kernels that TensorRT-RTX compiled."""
