@@ -19,6 +19,7 @@ from vitexport.errors import UsageError
 from vitexport.preprocess import PreprocessSpec
 
 Precision = Literal["fp32", "fp16", "int8"]
+Part = Literal["body", "patch", "head", "attention", "other"]
 OutputKind = Literal["logits", "probabilities", "embedding", "tokens", "feature_map"]
 # What a model computes for n images: by name of the output, float32 [n, …].
 Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -118,6 +119,26 @@ def describe_outputs(outputs: Sequence[OutputSpec]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One matrix product or convolution of a model.
+
+    Attributes:
+        module: The timm module that computes it.
+        macs: Multiply-adds for one image.
+        weights: Numbers in its constant operand; 0 where both are computed.
+        part: ``body``: one of the layers that INT8 is for; ``patch`` reads the image, ``head`` computes the logits,
+            ``attention`` multiplies what was computed, ``other`` stays float always (depthwise convolutions).
+        int8: Whether an INT8 variant computes it in integers.
+    """
+
+    module: str
+    macs: int
+    weights: int
+    part: Part = "body"
+    int8: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """Where the model came from.
 
@@ -135,6 +156,7 @@ class ModelSource:
         preprocess: The model's own data config, with the user's overrides.
         labels: Class names in the order of the logits, or None where they are not known.
         synsets: Class folder names that stand for the labels (ImageNet's ``n01440764``), in the same order, or None.
+        products: Its matrix products and convolutions, in the order in which they are computed.
     """
 
     name: str
@@ -151,11 +173,12 @@ class ModelSource:
     preprocess: PreprocessSpec
     labels: tuple[str, ...] | None = None
     synsets: tuple[str, ...] | None = None
+    products: tuple[Product, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values for the manifest; preprocessing and labels have places of their own there."""
+        """Plain JSON values for the manifest; preprocessing and labels have places of their own there, products none."""
         data = dataclasses.asdict(self)
-        for key in ("preprocess", "labels", "synsets", "outputs"):
+        for key in ("preprocess", "labels", "synsets", "outputs", "products"):
             del data[key]
         return data
 

@@ -135,6 +135,9 @@ class Report:
         ]
         if latency := self.measurements.get("latency"):
             parts += ["## Latency", _table(LATENCY_COLUMNS, latency_rows(latency))]
+        if estimate := self.measurements.get("estimate"):
+            rows = estimate_rows(estimate, self.measurements.get("latency") or {})
+            parts += ["## Estimate", _table(ESTIMATE_COLUMNS, rows)]
         if size := self.measurements.get("size"):
             rows = [(name.removesuffix("_bytes"), f"{value / 2**20:.2f} MiB") for name, value in size.items()]
             parts += ["## Size", _table(("file", "size"), rows)]
@@ -165,6 +168,10 @@ class Report:
 
 LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
 BLOCK_COLUMNS = ("block", "attention", "linear layers", "reformats")
+ESTIMATE_COLUMNS = (
+    *("estimate", "at least, ms", "measured p50, ms", "batch", "bound by arithmetic", "GFLOP", "of it INT8"),
+    "weights MiB",
+)
 LAYER_COLUMNS = ("layer", "SQNR of its own output, dB", "equalization strength", "ships in")
 OUTPUT_COLUMNS = ("precision", "output", "cosine", "SQNR dB")
 CANDIDATE_COLUMNS = ("precision", "top-1 %", "drop, points", "agreement %", "SQNR dB", "cosine", "images")
@@ -185,6 +192,29 @@ def latency_rows(latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ..
         )
         for name, row in latency.items()
     ]
+
+
+def estimate_rows(estimate: Mapping[str, Any], latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of `ESTIMATE_COLUMNS`, with what was measured of the same precision and batch beside it."""
+    rows = []
+    for name, row in estimate.items():
+        if not isinstance(row, Mapping):
+            continue
+        seen = latency.get(name, {})
+        measured = seen.get("p50_ms") if seen.get("batch") == row["batch"] else None
+        rows.append(
+            (
+                name,
+                f"{row['seconds'] * 1e3:.3g}",
+                _number(measured, ".3g"),
+                str(row["batch"]),
+                f"{row['bound_by_arithmetic']:.0%}",
+                f"{row['flops'] / 1e9:.3g}",
+                f"{row['int8_share']:.0%}",
+                f"{row['weight_bytes'] / 2**20:.1f}",
+            )
+        )
+    return rows
 
 
 def candidate_rows(candidates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -103,6 +103,7 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     if not quiet:
         for number, step in enumerate(result.steps, 1):
             click.echo(f"{number}. {step}")
+        show.show_prediction(result.prediction)
     show.show_findings(result.findings)
     errors = sum(finding.level == "error" for finding in result.findings)
     click.echo(f"{errors} problem{'s' if errors != 1 else ''}" if errors else "nothing speaks against it")

@@ -24,14 +24,17 @@ from vitexport.bundle import Bundle
 from vitexport.report import (
     BLOCK_COLUMNS,
     CANDIDATE_COLUMNS,
+    ESTIMATE_COLUMNS,
     LATENCY_COLUMNS,
     OUTPUT_COLUMNS,
     Report,
     block_rows,
     candidate_rows,
+    estimate_rows,
     latency_rows,
     output_figures,
 )
+from vitexport.roofline import Prediction
 from vitexport.runtime import engines
 from vitexport.targets import Device, Finding, Target, resolve
 from vitexport.validate.bench_table import BENCH_COLUMNS, bench_rows, facts
@@ -181,6 +184,8 @@ def _show_latency(out: Output, measurements: Mapping[str, Any]) -> None:
 
 def _tables(measurements: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], Sequence[Sequence[str]]]]:
     """Header and rows of what there is a table of beside latency."""
+    if estimate := measurements.get("estimate"):
+        yield ESTIMATE_COLUMNS, estimate_rows(estimate, measurements.get("latency") or {})
     if len(candidates := measurements.get("candidates", {})) > 1:
         yield CANDIDATE_COLUMNS, candidate_rows(candidates)
     if len(rows := output_figures(measurements)) > len(candidates):
@@ -212,6 +217,19 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*(escape(row[index]) for index in kept))
     return table
+
+
+def show_prediction(prediction: Prediction | None) -> None:
+    """What the device takes at least, a line a precision, and what that rests on; or why nothing can be said."""
+    if prediction is None:
+        return
+    out = Output()
+    if prediction.skipped is not None:
+        out.show(Text(f"estimate: skipped: {prediction.skipped}"))
+        return
+    for estimate in prediction.estimates:
+        out.show(Text(f"estimate: {estimate}"))
+    out.show(Text(f"estimate: {prediction.about}"))
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

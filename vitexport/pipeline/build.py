@@ -14,8 +14,9 @@ from vitexport import bundle as bundles
 from vitexport.artifacts import Engine, OnnxModel, Outputs, Progress, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
 from vitexport.engine import make_engine
-from vitexport.errors import DeviceError, MissingDependencyError, NothingToQuantizeError
+from vitexport.errors import DeviceError, InputError, MissingDependencyError, NothingToQuantizeError
 from vitexport.export import export_onnx
+from vitexport.legality.counts import graph_products
 from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
 from vitexport.pipeline.checkpoints import keep_checkpoints
@@ -27,6 +28,7 @@ from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
 from vitexport.rewrites import load, move, remove
 from vitexport.rewrites.stay_float32 import float32_nodes
+from vitexport.roofline import Prediction, predict
 from vitexport.runtime.backends import EngineFacts, open_engine, open_onnx
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
@@ -63,7 +65,8 @@ def _build(work: Work) -> Report:
     candidates, left_out = _candidates(work, exported, reference)
     candidates += _instead(work, candidates, exported, reference)
     timing = _time_cpu(work, exported, candidates, reference)
-    chosen, notes = _choose(work, candidates, timing)
+    prediction = _predict(work, candidates)
+    chosen, notes = _choose(work, candidates, timing, prediction)
     notes += [*left_out, *chosen.notes]
     checks += chosen.numerics.checks
     checks += _refused_int8(candidates, chosen)
@@ -78,6 +81,9 @@ def _build(work: Work) -> Report:
         checks += _engine_checks(work, engine, chosen, reference)
         notes.append(_CPU_NUMERICS)
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
+    if prediction.estimates:
+        figures["estimate"] = prediction.to_json()
+        notes.append(f"What a call takes at least is estimated {prediction.about}.")
     report = Report(
         title=f"{work.prepared.source.name} · {shipped.precision} · {target.name}",
         checks=tuple(checks),
@@ -217,7 +223,18 @@ def _time_cpu(work: Work, exported: OnnxModel, candidates: Sequence[Candidate], 
     return timing
 
 
-def _choose(work: Work, candidates: Sequence[Candidate], timing: Timing | None) -> tuple[Candidate, list[str]]:
+def _predict(work: Work, candidates: Sequence[Candidate]) -> Prediction:
+    """What the target takes at least for each candidate, from the graph that would ship."""
+    try:
+        products = {candidate.onnx.precision: graph_products(load(candidate.onnx.path)) for candidate in candidates}
+    except InputError as error:
+        return Prediction(skipped=str(error))
+    return predict(work.prepared.target, products, work.request.batch.optimum)
+
+
+def _choose(
+    work: Work, candidates: Sequence[Candidate], timing: Timing | None, prediction: Prediction
+) -> tuple[Candidate, list[str]]:
     """The fastest candidate within the budget; float if none is, so that its failed check is seen."""
     request, prepared = work.request, work.prepared
     if request.precision != "auto":
@@ -228,8 +245,9 @@ def _choose(work: Work, candidates: Sequence[Candidate], timing: Timing | None) 
         figures = timing.figures
         within.sort(key=lambda candidate: figures[candidate.onnx.precision]["p50_ms"])
         how = "measured here, side by side"
-    elif prepared.target.peaks:
-        how = f"ordered by the peak rates of {prepared.target.name}; nothing was measured on the device"
+    elif len(prediction.estimates) == len(candidates):
+        within.sort(key=lambda candidate: prediction.seconds(candidate.onnx.precision) or 0.0)
+        how = f"ordered by what the peak rates of {prepared.target.name} allow; nothing was measured on the device"
     else:
         how = f"INT8 presumed to be faster on {prepared.target.name}; nothing was measured there"
     # Nothing within the budget: the widest, so that what ships is at least as close to PyTorch as can be.

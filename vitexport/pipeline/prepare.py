@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from vitexport import bundle as bundles
 from vitexport import source as sources
-from vitexport.artifacts import ModelSource, Precision, describe_outputs
+from vitexport.artifacts import ModelSource, Precision, Product, describe_outputs
 from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.machine import memory_bytes
 from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
 from vitexport.quantize.settings import QuantSettings, check_placement
+from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all
 
@@ -77,6 +78,8 @@ def plan(request: BuildRequest) -> Plan:
     target, precisions, out = _arguments(request, problems)
     loaded = problems.attempt(lambda: sources.load(request.model, weights=False))
     source = loaded[1] if loaded else None
+    prediction = _prediction(request, target, source)
+    precisions = _fastest_first(precisions, prediction)
     if target is not None:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
     _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
@@ -89,6 +92,7 @@ def plan(request: BuildRequest) -> Plan:
         out=out,
         precisions=precisions,
         steps=_steps(request, target, precisions, source, calibration, data, out) if target else (),
+        prediction=prediction,
         findings=(*errors, *prepared_findings),
         exit_code=problems.errors[0].exit_code if problems.errors else 0,
     )
@@ -105,6 +109,7 @@ def prepare(request: BuildRequest) -> Prepared:
     problems.raise_all()
     loaded = problems.attempt(lambda: sources.load(request.model))
     source = loaded[1] if loaded else None
+    precisions = _fastest_first(precisions, _prediction(request, target, source))
     notes: list[Finding] = []
     if target is not None:
         notes += _target_findings(request, target, precisions, source, problems)
@@ -167,7 +172,7 @@ def default_name(model: str, target: Target) -> str:
 
 
 def _candidates(request: BuildRequest, target: Target) -> tuple[Precision, ...]:
-    """Precisions to build: the asked one, or for ``auto`` all that the target has, the presumably fastest first."""
+    """Precisions to build: the asked one, or for ``auto`` all that the target has, INT8 first."""
     if request.precision != "auto":
         return (request.precision,)
     offered: list[Precision] = [name for name in ("int8", "fp16", "fp32") if name in target.precisions]
@@ -176,10 +181,30 @@ def _candidates(request: BuildRequest, target: Target) -> tuple[Precision, ...]:
     if "fp16" in offered and "fp32" in offered:
         # On a GPU float32 is the fallback of nobody: it is slower than float16 everywhere, and float16 is validated.
         offered.remove("fp32")
-    peaks = target.peaks
-    if {"int8", "fp16"} <= set(offered) and peaks.get("int8", 0) < peaks.get("fp16", 0):
-        offered.reverse()
     return tuple(offered)
+
+
+def _prediction(request: BuildRequest, target: Target | None, source: ModelSource | None) -> Prediction | None:
+    """What a call takes at least in every precision that the target has, whichever are built; None without a model."""
+    if target is None or source is None:
+        return None
+    products = [dataclasses.replace(product, int8=_in_int8(product, request.quantization)) for product in source.products]
+    offered: list[Precision] = [name for name in ("int8", "fp16") if name in target.precisions and name in WEIGHT_BYTES]
+    return predict(target, dict.fromkeys(offered, products), request.batch.optimum)
+
+
+def _in_int8(product: Product, settings: QuantSettings) -> bool:
+    """Whether the placement that is asked for covers the product; what falls back to float later is not known yet."""
+    placement = settings.placement
+    covered = {"body": True, "patch": placement.patch, "head": placement.head, "attention": placement.base == "B"}
+    return covered.get(product.part, False) and settings.wants(product.module)
+
+
+def _fastest_first(precisions: tuple[Precision, ...], prediction: Prediction | None) -> tuple[Precision, ...]:
+    """By the estimate, where there is one for all of them."""
+    seconds = {name: prediction.seconds(name) for name in precisions} if prediction is not None else {}
+    known = {name: value for name, value in seconds.items() if value is not None}
+    return tuple(sorted(precisions, key=known.__getitem__)) if len(known) == len(precisions) else precisions
 
 
 def _target_findings(

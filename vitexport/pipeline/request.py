@@ -8,6 +8,7 @@ from typing import Literal
 
 from vitexport.artifacts import BatchRange, Precision
 from vitexport.quantize.settings import QuantSettings
+from vitexport.roofline import Prediction
 from vitexport.source import ModelRequest
 from vitexport.targets import Finding, Target
 from vitexport.validate.numerics import Budget
@@ -63,6 +64,7 @@ class Plan:
         out: Where the bundle would go.
         precisions: Candidates, in the order in which they would be tried.
         steps: One sentence each.
+        prediction: What the device takes at least.
         findings: Problems (``error``), and what else the user should know.
         exit_code: Of the first error, or 0.
     """
@@ -71,5 +73,6 @@ class Plan:
     out: Path | None
     precisions: tuple[Precision, ...]
     steps: tuple[str, ...]
+    prediction: Prediction | None
     findings: tuple[Finding, ...]
     exit_code: int

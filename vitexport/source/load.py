@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from vitexport.artifacts import ModelSource, num_classes
+from vitexport.artifacts import ModelSource, Product, num_classes
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
@@ -20,6 +20,7 @@ from vitexport.source.checkpoint import first_sentence, load_checkpoint
 from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
 from vitexport.source.heads import Exposed, expose
+from vitexport.source.products import count_products
 from vitexport.source.request import ModelRequest, create_kwargs
 
 # What rooms without PyTorch call the module that they hand on.
@@ -58,7 +59,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
     labels, synsets = door.class_names(model, request)
     digest = _state_sha256(model)
     exposed = expose(model, request)
-    peak = _trial_run(exposed, preprocess, request.name)
+    peak, products = _trial_run(exposed, preprocess, request.name)
     named = num_classes(exposed.specs) is not None
     return exposed, ModelSource(
         name=request.name,
@@ -75,6 +76,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         preprocess=preprocess,
         labels=labels if named else None,
         synsets=synsets if named else None,
+        products=products,
     )
 
 
@@ -148,13 +150,13 @@ def _three(name: str, values: Any) -> tuple[float, float, float]:
     return numbers[0], numbers[1], numbers[2]
 
 
-def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> int:
+def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> tuple[int, tuple[Product, ...]]:
     """Run one image of noise: the model takes this size; what it returns becomes its outputs' description.
 
     The module is then brought into the form that exports, which has to compute the same.
 
     Returns:
-        The largest working set of one module in elements.
+        The largest working set of one module in elements; and the products that the form which exports computes.
     """
     _check_patches(exposed.model, spec, name)
     largest = 0
@@ -185,8 +187,7 @@ def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> int:
     if exposed.head == "classifier" and exposed.specs[0].shape != (classes,):
         seen = [list(output.shape) for output in exposed.specs]
         raise InputError(f"{name} returns {seen} for one image; expected logits of shape [{classes}].")
-    make_exportable(exposed, image, outputs)
-    return largest
+    return largest, count_products(exposed, image, lambda: make_exportable(exposed, image, outputs), prefix="model.")
 
 
 def _check_patches(model: nn.Module, spec: PreprocessSpec, name: str) -> None:
