@@ -52,7 +52,8 @@ class Manifest:
         synsets: Other names that class folders may have, in the same order, or None.
         outputs: What the model computes, in order.
         artifacts: Role to path in the bundle: ``onnx``, ``onnx_float``, ``engine``, ``golden_pixels``, ``golden_`` with
-            the name of each output, and ``checkpoints`` with their ``checkpoints_index`` (`vitexport.runtime.checkpoints`).
+            the name of each output, and ``checkpoints`` with their ``checkpoints_index`` (`vitexport.runtime.checkpoints`);
+            for full TensorRT also ``raw_image`` and ``raw_`` with the name of each output, one call's as trtexec reads them.
         engine: Library, version, recipe and, where there is no file, the reason; None for a CPU target.
         recipe: The INT8 recipe, or None.
         files: sha256 of every file by its path, the manifest itself apart (it carries a hash of its own content).

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from vitexport import golden_check
 from vitexport.artifacts import INPUT_NAME, BatchRange, Engine, EngineRecipe, OnnxModel, Precision
 from vitexport.errors import UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.rewrites import load
 from vitexport.rewrites.lower_layernorm import MARK
 from vitexport.runtime.backends.tensorrt_build import build_engine, library_version
-from vitexport.targets import Target
+from vitexport.targets import Target, trtexec
 from vitexport.targets.target import version_key
 
 FILE_NAME = "model.engine"
 SCRIPT_NAME = "engine.sh"
+CHECK_SCRIPT = "check.sh"
+CHECKER = "check.py"
+# Raw little-endian float32, as trtexec reads it.
+RAW_INPUT = f"golden/{INPUT_NAME}.f32"
 # TensorRT of JetPack 6.0, the first with Python 3.10 and with the runtime calls that the backend makes.
 OLDEST_WITH_OUR_PYTHON = (8, 6)
 # Under weak typing the builder flag only allows a precision; INT8 engines keep FP16 for what is not quantized.
@@ -32,18 +38,20 @@ def make_engine(
         model: What ships: already in its final types.
         spec: Gives the input size of the optimization profile.
         target: A GPU.
-        folder: Where ``model.engine`` goes.
+        folder: Where ``model.engine`` goes, or the script that builds it on the device. TensorRT-RTX needs no script: its
+            engine is there.
         stay_float32: Nodes that a weakly typed engine must not compute in float16; a strongly typed graph says it itself.
 
     Raises:
         MissingDependencyError: TensorRT-RTX is not installed.
-        ToolchainError: TensorRT refuses the graph.
+        ToolchainError: TensorRT refuses the graph, or its trtexec does not read an option that the recipe needs.
         UsageError: `target` is a CPU.
     """
     if target.typing is None:
         raise UsageError(f"{target.name} runs ONNX Runtime; there is no engine to build for it.")
     recipe = make_recipe(model, spec, target, stay_float32=stay_float32)
     if target.runtime == "tensorrt":
+        trtexec.check_words(shlex.split(recipe.trtexec)[1:], str(target.tensorrt))
         script = folder / SCRIPT_NAME
         script.write_text(_script(recipe, target), encoding="utf-8")
         script.chmod(0o755)
@@ -65,7 +73,7 @@ def _how_to_build(target: Target) -> str:
     stack = f"JetPack {target.jetpack}, TensorRT {target.tensorrt}" if target.jetpack else f"TensorRT {target.tensorrt}"
     text = f"build it on the device ({target.name}, {stack}): run {SCRIPT_NAME} of the bundle there, which calls trtexec"
     if version_key(str(target.tensorrt)) < OLDEST_WITH_OUR_PYTHON:
-        return f"{text}. The Python of that JetPack is older than vitexport needs: check the outputs against golden/ by hand"
+        return f"{text}; then {CHECK_SCRIPT}, which holds it against PyTorch with the Python of that JetPack alone"
     return f"{text}; then check it: vitexport validate BUNDLE --engine {FILE_NAME}"
 
 
@@ -74,11 +82,54 @@ def _script(recipe: EngineRecipe, target: Target) -> str:
     return (
         "#!/bin/sh\n"
         f"# Builds {FILE_NAME} from model.onnx with trtexec of TensorRT {target.tensorrt}, on the {target.name} itself.\n"
-        "set -eu\n"
-        'cd "$(dirname "$0")"\n'
-        'PATH="$PATH:/usr/src/tensorrt/bin" # where JetPack keeps trtexec\n'
+        f"{_PLACE}"
         f"exec {recipe.trtexec}\n"
     )
+
+
+_PLACE = 'set -eu\ncd "$(dirname "$0")"\nPATH="$PATH:/usr/src/tensorrt/bin" # where JetPack keeps trtexec\n'
+
+
+def raw_output(name: str) -> str:
+    """Where the golden values of output `name` are as raw little-endian float32."""
+    return f"golden/{name}.f32"
+
+
+def write_check(
+    folder: Path, target: Target, shape: tuple[int, ...], limits: Mapping[str, float], classes: Mapping[str, int]
+) -> None:
+    """Write ``check.sh``: trtexec runs the engine on the raw golden input, and Python 3.6 compares.
+
+    Args:
+        folder: The bundle's; `RAW_INPUT` and `raw_output` are in it.
+        target: Gives the version of trtexec.
+        shape: Of the golden input.
+        limits: Of each output the least SQNR against PyTorch, in dB.
+        classes: Of each output how many classes it tells apart; 0 where it names none.
+    """
+    words = [
+        "trtexec",
+        f"--loadEngine={FILE_NAME}",
+        f"--loadInputs={INPUT_NAME}:{RAW_INPUT}",
+        f"--shapes={INPUT_NAME}:{'x'.join(map(str, shape))}",
+        *("--iterations=1", "--warmUp=0", "--duration=0"),
+    ]
+    if trtexec.reads("includeDataTransfers", str(target.tensorrt)):
+        words.append("--includeDataTransfers")
+    trtexec.check_words([*words[1:], "--exportOutput"], str(target.tensorrt))
+    outputs = shlex.join(f"{name}={raw_output(name)}={limit:.1f}={classes[name]}" for name, limit in limits.items())
+    script = folder / CHECK_SCRIPT
+    script.write_text(
+        "#!/bin/sh\n"
+        f"# Runs {FILE_NAME}, which {SCRIPT_NAME} builds, on golden inputs and holds its outputs against PyTorch's.\n"
+        f"{_PLACE}"
+        'seen=$(mktemp)\ntrap \'rm -f "$seen" "$seen.log"\' EXIT\n'
+        f'{shlex.join(words)} --exportOutput="$seen" >"$seen.log" 2>&1 || {{ cat "$seen.log" >&2; exit 5; }}\n'
+        f'python3 {CHECKER} "$seen" {outputs}\n',
+        encoding="utf-8",
+    )
+    script.chmod(0o755)
+    shutil.copyfile(Path(golden_check.__file__), folder / CHECKER)
 
 
 def make_recipe(

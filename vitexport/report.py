@@ -196,7 +196,7 @@ def latency_rows(latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ..
 
 def estimate_rows(estimate: Mapping[str, Any], latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of `ESTIMATE_COLUMNS`, with what was measured of the same precision and batch beside it."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, row in estimate.items():
         if not isinstance(row, Mapping):
             continue

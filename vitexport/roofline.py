@@ -76,9 +76,12 @@ def why_none(target: Target, precision: str) -> str | None:
 
 def basis(target: Target) -> str:
     """Where the rates of `target` come from, for people."""
-    device = catalogue().get(target.id)
-    known = f" ({device.basis})" if device is not None and device.basis else ""
-    return f"the dense peak rates and the memory bandwidth that the catalogue has for {target.name}{known}"
+    # Of several GPUs that share an engine each rate is the lowest.
+    devices = [catalogue()[name] for name in target.id.split("+") if name in catalogue()]
+    bases = dict.fromkeys(device.basis for device in devices if device.basis)
+    slowest = "the slowest of " if len(devices) > 1 else ""
+    known = f" ({', '.join(bases)})" if bases else ""
+    return f"the dense peak rates and the memory bandwidth that the catalogue has for {slowest}{target.name}{known}"
 
 
 def estimate(target: Target, products: Sequence[Product], precision: Precision, batch: int) -> Estimate:
@@ -152,6 +155,11 @@ def predict(target: Target, products: Mapping[Precision, Sequence[Product]], bat
         estimate(target, layers, precision, batch) for precision, layers in products.items() if reasons[precision] is None
     ]
     if not found:
-        return Prediction(skipped=next((reason for reason in reasons.values() if reason), "no precision was asked for"))
+        return Prediction(
+            skipped=next(
+                (reason for reason in reasons.values() if reason),
+                f"the catalogue has no rates for what {target.name} computes in",
+            )
+        )
     found.sort(key=lambda entry: entry.seconds)
     return Prediction(estimates=tuple(found), about=f"from {basis(target)}, {ASSUMPTIONS}")

@@ -196,6 +196,12 @@ def test_int8_is_left_out_where_the_hardware_or_rtx_refuses_it() -> None:
     without = {name for name in catalogue() if "int8" not in resolve(name).precisions}
     assert without == {"jetson-nano", "jetson-tx2"}
     assert "5.3 has no INT8 tensor cores" in resolve("jetson-nano").unavailable["int8"]
+    # JetPack 4's trtexec has no way to keep a written-out LayerNormalization in FP32 beside FP16.
+    for name in ("jetson-nano", "jetson-xavier-nx"):
+        old = resolve(name, jetpack="4.6")
+        assert old.precisions == ("fp32",)
+        assert "8.2.1 cannot hold single layers in FP32" in old.unavailable["fp16"]
+    assert resolve("jetson-xavier-nx", jetpack="5.0.2").precisions == ("fp32", "fp16", "int8")
     assert resolve("t4").precisions == ("fp16", "int8")
     assert "no float32" in resolve("t4").unavailable["fp32"]
 

@@ -38,8 +38,8 @@ def test_nothing_speaks_against_a_cpu(precision: str) -> None:
     ("name", "precision", "parts"),
     [
         ("cpu-x86-vnni", "fp16", ["fp16 is not available for cpu-x86-vnni", " use fp32 or int8."]),
-        ("jetson-nano", "int8", ["5.3 has no INT8 tensor cores", " use fp32 or fp16."]),
-        ("jetson-tx2", "int8", ["6.2 has no INT8 tensor cores", " use fp32 or fp16."]),
+        ("jetson-nano", "int8", ["5.3 has no INT8 tensor cores", " use fp32."]),
+        ("jetson-tx2", "int8", ["6.2 has no INT8 tensor cores", " use fp32."]),
         ("t4", "fp32", ["no float32 matrix multiplication", "7.5", " use fp16 or int8."]),
         ("l4", "fp8", ["fp8 is not offered", " use fp32 or fp16 or int8."]),
         ("cpu-x86-avx2", "fp8", ["fp8 is not offered", " use fp32 or int8."]),

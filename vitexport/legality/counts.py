@@ -13,7 +13,6 @@ from vitexport.artifacts import Product
 from vitexport.errors import InputError
 from vitexport.legality.products import is_product
 from vitexport.legality.view import View, input_of, label
-from vitexport.rewrites.graph import module_of
 
 OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -48,7 +47,7 @@ def graph_products(model: ir.Model) -> tuple[Product, ...]:
         )
         quantized = all(source is not None for source in sources)
         macs = math.prod(sizes[2]) * inner // batch
-        found.append(Product(module=module_of(node), macs=macs, weights=weights, int8=quantized))
+        found.append(Product(module=(node.name or "").rpartition("/")[0], macs=macs, weights=weights, int8=quantized))
     return tuple(found)
 
 
@@ -70,7 +69,9 @@ def _inner(node: ir.Node, left: tuple[int, ...]) -> int:
 
 
 def _sizes(node: ir.Node, value: ir.Value | None, symbol: str) -> tuple[int, ...]:
-    shape = value.const_value.shape if value is not None and value.const_value is not None else value and value.shape
+    shape: ir.Shape | None = None
+    if value is not None:
+        shape = value.shape if value.const_value is None else ir.Shape(value.const_value.shape)
     if shape is None or value is None:
         raise InputError(f"The graph does not say the shapes of {label(node)}, so its multiply-adds are not known.")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from vitexport import bundle as bundles
 from vitexport.artifacts import Engine, OnnxModel, Outputs, Progress, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
-from vitexport.engine import make_engine
+from vitexport.engine import RAW_INPUT, make_engine, raw_output, write_check
 from vitexport.errors import DeviceError, InputError, MissingDependencyError, NothingToQuantizeError
 from vitexport.export import export_onnx
 from vitexport.legality.counts import graph_products
@@ -22,7 +23,7 @@ from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make
 from vitexport.pipeline.checkpoints import keep_checkpoints
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
-from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images
+from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
 from vitexport.preprocess import normalize
 from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
@@ -33,7 +34,7 @@ from vitexport.runtime.backends import EngineFacts, open_engine, open_onnx
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
 from vitexport.validate.latency import Runner, Timing, measure
-from vitexport.validate.numerics import golden, parity
+from vitexport.validate.numerics import GOLDEN_CEILING_DB, GOLDEN_SLACK_DB, golden, parity
 from vitexport.validate.probes import golden_count, probe_pixels
 from vitexport.validate.reference import description, reference_outputs, reference_runner
 
@@ -407,12 +408,14 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
         np.save(folder / golden_files[f"golden_{name}"], values)
     bundles.write_json(folder / bundles.REPORT, report.to_json())
     (folder / bundles.REPORT_PAGE).write_text(report.to_markdown(), encoding="utf-8")
+    raw_files = _write_raw(work, chosen, reference) if engine is not None and engine.library == "tensorrt" else {}
     artifacts = {
         "onnx": shipped.path.name,
         "onnx_float": _float(folder, shipped).name,
         "golden_pixels": bundles.GOLDEN_PIXELS,
         **golden_files,
         **checkpoints,
+        **raw_files,
     }
     if engine is not None and engine.path is not None:
         artifacts["engine"] = engine.path.name
@@ -434,6 +437,26 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
             files=bundles.hash_files(folder),
         ),
     )
+
+
+def _write_raw(work: Work, chosen: Candidate, reference: Reference) -> dict[str, str]:
+    """One call's golden inputs and PyTorch's outputs as trtexec reads them, and the script that holds both together.
+
+    Returns:
+        Role to path in the bundle.
+    """
+    count = raw_count(work.request.batch)
+    images = golden_batch(work, reference, count)
+    images.astype("<f4").tofile(work.folder / RAW_INPUT)
+    roles = {"raw_image": RAW_INPUT}
+    for name, values in reference.golden_outputs.items():
+        roles[f"raw_{name}"] = raw_output(name)
+        repeated(values, count).astype("<f4").tofile(work.folder / raw_output(name))
+    limits = {name: min(value - GOLDEN_SLACK_DB, GOLDEN_CEILING_DB) for name, value in chosen.raw_db.items()}
+    if all(map(math.isfinite, limits.values())):
+        classes = {spec.name: spec.shape[0] if spec.names_classes else 0 for spec in work.prepared.source.outputs}
+        write_check(work.folder, work.prepared.target, images.shape, limits, classes)
+    return roles
 
 
 def _engine_json(engine: Engine | None) -> dict[str, Any] | None:

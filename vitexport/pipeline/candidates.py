@@ -13,7 +13,7 @@ from vitexport.engine import lowered_layernorm
 from vitexport.errors import InputError
 from vitexport.export import FILE_NAME as EXPORT_NAME
 from vitexport.legality import refuse
-from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images
+from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images, raw_count, repeated
 from vitexport.quantize import Calibrated, Calibration, calibrate, output_db, write
 from vitexport.quantize.calibrate import FOLD_LIMIT, RESIDUAL_SQNR_DB
 from vitexport.quantize.fallback import fewest_float, most_sensitive_first
@@ -25,17 +25,29 @@ from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import Backend, open_onnx
 from vitexport.runtime.model import run_in_batches
 from vitexport.targets import machine_cpu, misfit
+from vitexport.validate import metrics
 from vitexport.validate.numerics import Numerics, compare
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidate:
-    """One precision, built and judged."""
+    """One precision, built and judged.
+
+    Attributes:
+        onnx: What would ship.
+        recipe: Of INT8.
+        numerics: Against PyTorch on the images that it is judged on.
+        golden: Figures on the golden inputs.
+        raw_db: SQNR of each output on those of them that ship as raw files.
+        stay_float32: Nodes that are not computed in float16.
+        notes: What the reader of the report needs to know.
+    """
 
     onnx: OnnxModel
     recipe: QuantRecipe | None
     numerics: Numerics
     golden: dict[str, Any]
+    raw_db: Mapping[str, float]
     stay_float32: frozenset[str]
     notes: tuple[str, ...] = ()
 
@@ -157,7 +169,12 @@ def _judge(  # noqa: PLR0913, PLR0917 - what is judged, by what
         remove(judged)
     budget, specs = work.request.budget, work.prepared.source.outputs
     seen = compare(reference.golden_outputs, golden_outputs, None, budget, specs=specs, where="golden inputs")
+    count = raw_count(work.request.batch)
     return Candidate(
+        raw_db={
+            name: metrics.sqnr_db(repeated(reference.golden_outputs[name], count), repeated(golden_outputs[name], count))
+            for name in reference.golden_outputs
+        },
         onnx=dataclasses.replace(model, precision=precision),
         recipe=quantized.recipe if quantized is not None else None,
         numerics=compare(reference.outputs, outputs, reference.labels, budget, specs=specs, where=about),

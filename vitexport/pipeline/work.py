@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import Outputs, Progress
+from vitexport.artifacts import BatchRange, Outputs, Progress
 from vitexport.datasets import ImageSet
 from vitexport.machine import Stopwatch
 from vitexport.pipeline.prepare import Prepared
@@ -21,6 +21,7 @@ from vitexport.runtime.model import join
 EVALUATION_BATCH = 8
 PEAK_IMAGES = 4
 KEPT_BYTES = 256 << 20
+RAW_BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +82,17 @@ def golden_batch(work: Work, reference: Reference, size: int) -> NDArray[np.floa
     """The first `size` golden inputs, from the start again where they are fewer: float32 [size, 3, height, width]."""
     pixels = np.resize(reference.golden_pixels, (size, *reference.golden_pixels.shape[1:]))
     return normalize(pixels, work.prepared.source.preprocess)
+
+
+def raw_count(batch: BatchRange) -> int:
+    """How many golden inputs a bundle holds as raw files: one call's, and few."""
+    return max(batch.minimum, min(batch.optimum, RAW_BATCH))
+
+
+def repeated(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The first `count` of `values`, from the start again where they are fewer."""
+    result: NDArray[np.float32] = np.resize(values, (count, *values.shape[1:]))
+    return result
 
 
 def peak_images(work: Work, golden_pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

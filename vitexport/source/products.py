@@ -48,11 +48,11 @@ def count_products(module: nn.Module, image: torch.Tensor, run: Callable[[], Non
     return tuple(counter.products)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In inference mode PyTorch's operators arrive here whole, and not in the parts that they are made of."""
 
     def __init__(self, image: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
         self._image = image
         self._computed: Any = WeakIdKeyDictionary()

@@ -11,6 +11,7 @@ from vitexport.errors import UsageError
 from vitexport.targets.cpu import MachineCpu, classify, lacking, machine_cpu, normal_arch
 from vitexport.targets.rows import JetPack, Rows, RtxStack, packaged
 from vitexport.targets.target import PRECISIONS, Device, NetworkTyping, Runtime, Target, version_key
+from vitexport.targets.trtexec import reads
 
 # Newest opset that a graph is written with; older stacks get what they can read.
 OPSET = 20
@@ -150,6 +151,12 @@ def _spelled(release: str, stack: JetPack) -> str:
 
 def _jetson_target(device: Device, release: str, stack: JetPack) -> Target:
     unavailable = {} if device.int8_tensor_cores else {"int8": _no_int8(device)}
+    if not reads("layerPrecisions", stack.tensorrt):
+        reason = (
+            f"trtexec of TensorRT {stack.tensorrt} cannot hold single layers in FP32 (8.4 is the first that can), and a "
+            "written-out LayerNormalization overflows FP16"
+        )
+        unavailable = {"fp16": reason, "int8": reason} | unavailable
     return _target(device, "tensorrt", stack.tensorrt, unavailable, jetpack=release, opset_max=stack.opset_max)
 
 
