@@ -44,6 +44,7 @@ class Generation:
     progress_monitor: bool = True
     compatibility: bool = True
     refits_onnx: bool = True
+    runtime_config: bool = False
 
 
 FLAGS_SINCE_10 = ("TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL")
@@ -76,9 +77,18 @@ GENERATIONS = {
         builder_flags=(*WEAK_FLAGS, *FLAGS_SINCE_10),
         sets_precision=True,
     ),
+    "10.13": Generation(
+        module="tensorrt",
+        version="10.13.3",
+        network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
+        builder_flags=(*WEAK_FLAGS, *FLAGS_SINCE_10, "EDITABLE_TIMING_CACHE"),
+        sets_precision=True,
+        runtime_config=True,
+    ),
     "10.16": Generation(
         module="tensorrt",
         version="10.16.2",
+        runtime_config=True,
         network_flags={"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
         builder_flags=(*WEAK_FLAGS, *FLAGS_SINCE_10, "EDITABLE_TIMING_CACHE"),
         sets_precision=True,
@@ -86,6 +96,7 @@ GENERATIONS = {
     "11.4": Generation(
         module="tensorrt",
         version="11.4.1",
+        runtime_config=True,
         network_flags={"STRONGLY_TYPED": 0},
         builder_flags=("GPU_FALLBACK", *FLAGS_SINCE_10),
         sets_precision=False,
@@ -93,6 +104,7 @@ GENERATIONS = {
     "RTX 1.7": Generation(
         module="tensorrt_rtx_bindings",
         version="1.7.1.116",
+        runtime_config=True,
         network_flags={"STRONGLY_TYPED": 0},
         builder_flags=("GPU_FALLBACK", *FLAGS_SINCE_10),
         sets_precision=False,
@@ -207,15 +219,15 @@ def make_module(generation: Generation, conduct: Conduct, cuda: FakeCuda) -> typ
     module.DeviceType = numbered("DeviceType", {"GPU": 0, "DLA": 1})
     if generation.compatibility:
         module.HardwareCompatibilityLevel = numbered("HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1})
+    module.Refitter = Refitter
     if generation.refits_onnx:
-        module.Refitter = Refitter
         module.OnnxParserRefitter = OnnxParserRefitter
     if generation.compute_capabilities:
         capabilities = {f"SM{number}": number for number in generation.compute_capabilities}
         module.ComputeCapability = numbered("ComputeCapability", {"NONE": 0, "CURRENT": 1, **capabilities})
     module.Builder = functools.partial(Builder, library)
     module.OnnxParser = functools.partial(OnnxParser, library)
-    module.Runtime = functools.partial(Runtime, library)
+    module.Runtime = functools.partial(HostCodeRuntime if generation.compatibility else Runtime, library)
     made: types.ModuleType = module
     return made
 
@@ -344,7 +356,8 @@ class BuilderConfig:
             "progress_monitor": generation.progress_monitor,
             "hardware_compatibility_level": generation.compatibility,
         }
-        own = {"flags", "profiles", "version", "pools", "cache", "capabilities", "num_compute_capabilities"}
+        own = {"flags", "profiles", "version", "pools", "cache"}
+        own |= {"capabilities", "num_compute_capabilities"} if generation.compute_capabilities else set()
         own |= {"default_device_type", "DLA_core", "profiling_verbosity"}
         object.__setattr__(self, "_members", own | {name for name, there in optional.items() if there})
         self.flags: set[Any] = set()
@@ -532,7 +545,9 @@ class OnnxParser:
 
 
 class Runtime:
-    """Loads anything."""
+    """Loads anything; takes no attribute that its generation does not have."""
+
+    __slots__ = ("library", "logger")
 
     def __init__(self, library: Library, logger: ILogger) -> None:
         # Without a driver the real one ends the process here.
@@ -554,6 +569,16 @@ class Runtime:
             self.logger.log(Severity.ERROR, "the plan was made by another version")
             return None
         return Engine(self.library, _onnx_of(facts), facts)
+
+
+class HostCodeRuntime(Runtime):
+    """May be allowed to run the code that a plan brings."""
+
+    __slots__ = ("engine_host_code_allowed",)
+
+    def __init__(self, library: Library, logger: ILogger) -> None:
+        super().__init__(library, logger)
+        self.engine_host_code_allowed = False
 
 
 def _facts_of(plan: bytes) -> dict[str, Any]:
@@ -587,8 +612,8 @@ class Engine:
             tensors = tuple(value.name for value in (*session.get_inputs(), *session.get_outputs()))
         self.tensors = tensors
         self.num_io_tensors = len(tensors)
-        if library.generation.compute_capabilities:
-            self.create_runtime_config = RuntimeConfig
+        if library.generation.runtime_config:
+            self.create_runtime_config = RuntimeConfig if library.generation.compute_capabilities else PlainRuntimeConfig
 
     def get_tensor_name(self, index: int) -> str:
         return self.tensors[index]
@@ -596,7 +621,7 @@ class Engine:
     def create_engine_inspector(self) -> Inspector | None:
         return None if self.library.conduct.fails == "inspector" else Inspector(self)
 
-    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context | None:
+    def create_execution_context(self, config: PlainRuntimeConfig | None = None) -> Context | None:
         if self.library.conduct.fails == "context" or self.is_stripped:
             return None
         if config is not None and config.cache is not None:
@@ -623,7 +648,13 @@ class RuntimeCache:
         return True
 
 
-class RuntimeConfig:
+class PlainRuntimeConfig:
+    """That of full TensorRT, which holds no cache."""
+
+    cache: RuntimeCache | None = None
+
+
+class RuntimeConfig(PlainRuntimeConfig):
     """Holds a cache."""
 
     def __init__(self) -> None:

@@ -69,9 +69,9 @@ def _inner(node: ir.Node, left: tuple[int, ...]) -> int:
 
 
 def _sizes(node: ir.Node, value: ir.Value | None, symbol: str) -> tuple[int, ...]:
-    shape: ir.Shape | None = None
-    if value is not None:
-        shape = value.shape if value.const_value is None else ir.Shape(value.const_value.shape)
+    if value is not None and value.const_value is not None:
+        return tuple(value.const_value.numpy().shape)
+    shape = value.shape if value is not None else None
     if shape is None or value is None:
         raise InputError(f"The graph does not say the shapes of {label(node)}, so its multiply-adds are not known.")
     try:

@@ -65,7 +65,8 @@ class TensorRtBackend:
         names = [str(self._engine.get_tensor_name(index)) for index in range(self._engine.num_io_tensors)]
         self._outputs = [name for name in names if name != INPUT_NAME]
         self._kernels = None
-        if facts.kernel_cache is not None and hasattr(self._engine, "create_runtime_config"):
+        # Full TensorRT has a runtime configuration too (10.11 and later), but no kernels to keep and no cache in it.
+        if facts.kernel_cache is not None and facts.library == "tensorrt-rtx":
             here = f"{facts.library}-{api.__version__}-sm{gpu.compute_capability}-cuda{gpu.driver}"
             self._kernels = RtxCache(self._engine, facts.kernel_cache / here / file_sha256(path)[:16])
         self._context = self._kernels.context() if self._kernels is not None else self._engine.create_execution_context()
