@@ -208,9 +208,9 @@ def estimate_rows(estimate: Mapping[str, Any], latency: Mapping[str, Mapping[str
                 f"{row['seconds'] * 1e3:.3g}",
                 _number(measured, ".3g"),
                 str(row["batch"]),
-                f"{row['bound_by_arithmetic']:.0%}",
+                f"{row['bound_by_arithmetic'] * 100:.0f} %",
                 f"{row['flops'] / 1e9:.3g}",
-                f"{row['int8_share']:.0%}",
+                f"{row['int8_share'] * 100:.0f} %",
                 f"{row['weight_bytes'] / 2**20:.1f}",
             )
         )

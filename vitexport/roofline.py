@@ -54,9 +54,9 @@ class Estimate:
         """One line, for example ``fp16 at least 1.07 ms for one image (…)``."""
         images = "one image" if self.batch == 1 else f"a batch of {self.batch}"
         if self.bound_by_arithmetic >= 0.5:
-            bound = f"{self.bound_by_arithmetic:.0%} of it bound by arithmetic"
+            bound = f"{self.bound_by_arithmetic * 100:.0f} % of it bound by arithmetic"
         else:
-            bound = f"{1 - self.bound_by_arithmetic:.0%} of it bound by the memory bandwidth"
+            bound = f"{100 - self.bound_by_arithmetic * 100:.0f} % of it bound by the memory bandwidth"
         return (
             f"{self.precision} at least {self.seconds * 1e3:.3g} ms for {images}, {bound}: "
             f"{self.flops / 1e9:.3g} GFLOP, {self.weight_bytes / 2**20:.1f} MiB of weights"
