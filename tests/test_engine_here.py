@@ -496,7 +496,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(orin: Device) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    orin.monkeypatch.setattr("vitexport.device.write_json", full)
+    orin.monkeypatch.setattr("vitexport.device.build.write_json", full)
     with pytest.raises(InputError, match=r"No space left on device\. The bundle is as it was"):
         build_here(orin.bundle, PLAIN)
     assert snapshot(orin.root) == before

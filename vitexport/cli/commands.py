@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import os
@@ -205,6 +206,14 @@ def validate(
 @click.option(
     "--localize", is_flag=True, help="Look for the first module that departs, as a failed golden check does by itself."
 )
+@click.option(
+    "--bench-seconds",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it is timed then; 0 for not at all.",
+)
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images to judge it on too, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
 @output_options
@@ -218,6 +227,7 @@ def engine(
     dla: int | None,
     strip_weights: bool,
     localize: bool,
+    bench_seconds: float,
     data: Path | None,
     max_drop: float,
     as_json: bool,
@@ -244,9 +254,11 @@ def engine(
         strip_weights=strip_weights,
         max_drop=max_drop,
         localize=localize,
+        bench_seconds=bench_seconds or None,
     )
     with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
-        folder, report = build_here(opened, request, images, progress)
+        beside = functools.partial(_pytorch, gpu=True)
+        folder, report = build_here(opened, request, images, progress, pytorch=beside)
     if as_json:
         show.print_json({"engine": str(folder) if folder else None, **report.to_json()})
     else:

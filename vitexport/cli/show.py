@@ -32,6 +32,7 @@ from vitexport.report import (
     candidate_rows,
     estimate_rows,
     latency_rows,
+    measured,
     output_figures,
 )
 from vitexport.roofline import Prediction
@@ -185,7 +186,7 @@ def _show_latency(out: Output, measurements: Mapping[str, Any]) -> None:
 def _tables(measurements: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], Sequence[Sequence[str]]]]:
     """Header and rows of what there is a table of beside latency."""
     if estimate := measurements.get("estimate"):
-        yield ESTIMATE_COLUMNS, estimate_rows(estimate, measurements.get("latency") or {})
+        yield ESTIMATE_COLUMNS, estimate_rows(estimate, measured(measurements))
     if len(candidates := measurements.get("candidates", {})) > 1:
         yield CANDIDATE_COLUMNS, candidate_rows(candidates)
     if len(rows := output_figures(measurements)) > len(candidates):

@@ -1,0 +1,122 @@
+"""A new engine enters; what it computes, what TensorRT made of it and how long it takes leave in a `Report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from vitexport.artifacts import Outputs, Progress
+from vitexport.bundle import Bundle, Manifest, open_bundle
+from vitexport.datasets import ImageSet
+from vitexport.device.request import EngineRequest
+from vitexport.errors import InputError
+from vitexport.preprocess import normalize
+from vitexport.report import Check, Report, skipped
+from vitexport.runtime import inspection
+from vitexport.runtime.backends import Inspectable, open_engine
+from vitexport.runtime.backends.tensorrt_build import marked_name
+from vitexport.runtime.checkpoints import IMAGES, read_checkpoints
+from vitexport.runtime.engines import BuiltHere
+from vitexport.runtime.loading import built_facts
+from vitexport.runtime.model import Model, run_in_batches
+from vitexport.validate import localize
+from vitexport.validate.bench import BenchRequest, Beside, bench_bundle, with_bench
+from vitexport.validate.device import title, validate_bundle
+
+# What the engine inspector says, beside the engine.
+LAYERS = "layers.json"
+# PyTorch of the same architecture, to be timed beside the engine; or why there is none.
+PyTorch: TypeAlias = Callable[[Manifest], Beside]
+
+
+def judge(  # noqa: PLR0913 - what is judged, how, on what and beside what
+    bundle: Bundle,
+    request: EngineRequest,
+    built: BuiltHere,
+    *,
+    data: ImageSet | None,
+    pytorch: PyTorch | None,
+    progress: Progress,
+) -> Report:
+    """What the new engine computes, through the runtime that will load it, what it is made of, and how long it takes."""
+    # Kernels of an engine that may not be kept are not kept either.
+    facts = dataclasses.replace(built_facts(bundle, built, built.fingerprint), kernel_cache=None)
+    with Model(bundle, open_engine(built.path, facts)) as model:
+        report = validate_bundle(model, data, request.max_drop, progress)
+        if isinstance(model.backend, Inspectable):
+            layers = model.backend.layer_information()
+            built.path.with_name(LAYERS).write_text(layers, encoding="utf-8", errors="replace")
+            report = with_inspection(report, layers, bundle)
+        if request.bench_seconds is not None and report.exit_code == 0:
+            beside = pytorch(bundle.manifest) if pytorch is not None else None
+            timing = BenchRequest(seconds=request.bench_seconds)
+            report = with_bench(report, bench_bundle(model, timing, pytorch=beside, progress=progress))
+            report = _with_estimate(report, bundle)
+        return dataclasses.replace(report, title=f"{title(model)} · {built.fingerprint}")
+
+
+def _with_estimate(report: Report, bundle: Bundle) -> Report:
+    """What the build estimated, to stand beside what was measured here."""
+    estimate = bundle.report().measurements.get("estimate")
+    if not estimate:
+        return report
+    return dataclasses.replace(report, measurements={**report.measurements, "estimate": estimate})
+
+
+def with_inspection(report: Report, layers: str, bundle: Bundle | None) -> Report:
+    """`report` with what the engine inspector's `layers` say of the blocks, and whether it is what `bundle` asks for."""
+    try:
+        found = inspection.inspect_engine(layers)
+    except InputError as error:
+        return dataclasses.replace(report, checks=(*report.checks, skipped(inspection.CHECKS[0], str(error))))
+    recipe = (bundle.manifest.recipe if bundle is not None else None) or {}
+    checks = inspection.checks(found, [str(module) for module in recipe.get("layers", ())])
+    measurements = {**report.measurements, **found.to_json()}
+    return dataclasses.replace(report, checks=(*report.checks, *checks), measurements=measurements)
+
+
+def locate(bundle: Bundle, built: BuiltHere, build: Callable[[Sequence[str]], bytes], *, is_wrong: bool) -> Check:
+    """Where the engine departs from PyTorch; what `build` makes is run once each and not kept."""
+    checkpoints = read_checkpoints(bundle)
+    if checkpoints is None:
+        return skipped(localize.NAME, "the bundle keeps no outputs of its modules; build it again with this vitexport")
+    pixels, _ = bundle.golden()
+    images = normalize(pixels[:IMAGES], bundle.manifest.preprocess)
+    marked = BuiltHere(path=built.path.with_name("marked.engine"), fingerprint=built.fingerprint, options={})
+    facts = dataclasses.replace(built_facts(bundle, marked, built.fingerprint), kernel_cache=None)
+
+    def run(tensors: Sequence[str]) -> Outputs:
+        marked.path.write_bytes(build(tensors))
+        try:
+            with Model(bundle, open_engine(marked.path, facts)) as model:
+                outputs = run_in_batches(model.backend, images, bundle.manifest.batch)
+        finally:
+            marked.path.unlink()
+        names = {marked_name(tensor): tensor for tensor in tensors}
+        return {names[name]: values for name, values in outputs.items() if name in names}
+
+    return localize.localize(checkpoints, run, is_wrong=is_wrong)
+
+
+def inspect_file(path: Path, bundle: Path | None) -> Report:
+    """What an engine inspector's file says of an engine's blocks.
+
+    Args:
+        path: The file.
+        bundle: What the engine was built from; None to hold it against no recipe.
+
+    Raises:
+        InputError: `path` cannot be read, or is something else.
+        BundleError: `bundle` is damaged or foreign.
+    """
+    opened = open_bundle(bundle) if bundle is not None else None
+    try:
+        text = path.read_text(encoding="utf-8")
+        inspection.read_layers(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return with_inspection(Report(title=path.name, checks=(), measurements={}, machine={}), text, opened)
