@@ -271,16 +271,26 @@ class Network:
             return WeakLayer(name, outputs, self.library.conduct)
         return Layer(name, outputs)
 
-    def add_cast(self, tensor: Tensor, to_type: str) -> Layer:
-        assert to_type == "float32"
-        cast = Layer("cast", ("(Unnamed Layer* 7) [Cast]_output",))
-        cast.get_output(0).source = tensor.source
-        return cast
+    def add_identity(self, tensor: Tensor) -> Layer:
+        make = (
+            functools.partial(WeakLayer, conduct=self.library.conduct) if self.library.generation.sets_precision else Layer
+        )
+        layer = make("cast", ("(Unnamed Layer* 7) [Cast]_output",))
+        layer.get_output(0).source = tensor.source
+        return layer
 
     def mark_output(self, tensor: Tensor) -> None:
         # The real one refuses a name that a tensor of the network has.
         assert not any(tensor.name in outputs for outputs in self.layers.values()), "an output with the name of a tensor"
         self.marked.append(tensor)
+
+
+class CastingNetwork(Network):
+    """Has a layer for casts too."""
+
+    def add_cast(self, tensor: Tensor, to_type: str) -> Layer:
+        assert to_type == "float32"
+        return self.add_identity(tensor)
 
 
 class Layer:
@@ -428,7 +438,8 @@ class Builder:
         return self.library.conduct.dla_cores
 
     def create_network(self, flags: int = 0) -> Network:
-        return Network(self.library, flags)
+        make = CastingNetwork if self.library.generation.compatibility else Network
+        return make(self.library, flags)
 
     def create_builder_config(self) -> BuilderConfig:
         generation = self.library.generation

@@ -126,9 +126,19 @@ def _mark(api: Any, network: Any, wanted: tuple[str, ...]) -> None:
             tensor = layer.get_output(index)
             if tensor is not None and tensor.name in wanted:
                 # In float32 whatever it is: the engine's other outputs are.
-                output = network.add_cast(tensor, api.float32).get_output(0)
+                output = _cast(api, network, tensor)
                 output.name = marked_name(tensor.name)
                 network.mark_output(output)
+
+
+def _cast(api: Any, network: Any, tensor: Any) -> Any:
+    """`tensor` in float32."""
+    if hasattr(network, "add_cast"):
+        return network.add_cast(tensor, api.float32).get_output(0)
+    # Before 8.6 the cast is an identity whose output has another type.
+    layer = network.add_identity(tensor)
+    layer.set_output_type(0, api.float32)
+    return layer.get_output(0)
 
 
 def _apply(api: Any, title: str, builder: Any, config: Any, options: BuilderOptions) -> bool:
