@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -336,6 +337,28 @@ def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixt
     assert "engine: " in shown
     report = json.loads(next((orin.root / "engines").glob("*/report.json")).read_text(encoding="utf-8"))
     assert [check["name"] for check in report["checks"]][:3] == ["engine", "golden", "accuracy"]
+
+
+def test_what_is_accepted_is_timed_beside_its_estimate(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["engine", str(orin.root), "--bench-seconds", "0.1"]
+    assert cli.main(words, standalone_mode=False) == 0
+    shown = capsys.readouterr().out
+    report = json.loads(next((orin.root / "engines").glob("*/report.json")).read_text(encoding="utf-8"))
+    rows = report["measurements"]["bench"]["rows"]
+    timed = {(row["what"], row["cuda_graph"]) for row in rows}
+    assert timed == {(what, graph) for what in ("gpu", "run", "end_to_end") for graph in (False, True)}
+    # A quarter of a millisecond is what the fake device takes.
+    assert {row["p50_ms"] for row in rows if row["what"] == "gpu"} == {0.25}
+    assert report["measurements"]["estimate"]["int8"]["batch"] == 1
+    assert re.search(r"int8 .* 0\.25 ", shown)
+    assert "at least, ms" in shown
+    assert "PyTorch" in report["measurements"]["bench"]["skipped"]["pytorch"]
+
+
+def test_what_is_not_accepted_is_not_timed(orin: Device) -> None:
+    orin.conduct.noise = 0.3
+    _, report = build_here(orin.bundle, EngineRequest(bench_seconds=0.1))
+    assert "bench" not in report.measurements
 
 
 # ---- what does not fit
