@@ -71,10 +71,13 @@ def make_engine(
 
 def _how_to_build(target: Target) -> str:
     stack = f"JetPack {target.jetpack}, TensorRT {target.tensorrt}" if target.jetpack else f"TensorRT {target.tensorrt}"
-    text = f"build it on the device ({target.name}, {stack}): run {SCRIPT_NAME} of the bundle there, which calls trtexec"
+    text = f"build it on the device ({target.name}, {stack})"
     if version_key(str(target.tensorrt)) < OLDEST_WITH_OUR_PYTHON:
-        return f"{text}; then {CHECK_SCRIPT}, which holds it against PyTorch with the Python of that JetPack alone"
-    return f"{text}; then check it: vitexport validate BUNDLE --engine {FILE_NAME}"
+        return (
+            f"{text}: run {SCRIPT_NAME} of the bundle there, which calls trtexec; then {CHECK_SCRIPT}, which holds it against "
+            "PyTorch with the Python of that JetPack alone"
+        )
+    return f"{text}: run vitexport engine BUNDLE there; or, without vitexport, its {SCRIPT_NAME}, which calls trtexec"
 
 
 def _script(recipe: EngineRecipe, target: Target) -> str:
