@@ -41,7 +41,12 @@ from vitexport.runtime.checkpoints import (
 from vitexport.validate.localize import localize
 
 # A bundle, the library of its device, and that device's GPU.
-MACHINES = {"8.6": ("orin_6_0", (8, 7)), "10.3": ("jetson_bundle", (8, 7)), "11.4": ("hopper", (9, 0))}
+MACHINES = {
+    "8.5": ("weak_bundle", (7, 2)),
+    "8.6": ("orin_6_0", (8, 7)),
+    "10.3": ("jetson_bundle", (8, 7)),
+    "11.4": ("hopper", (9, 0)),
+}
 
 
 def tiny(folder: Path, **words: Any) -> Built:
