@@ -88,7 +88,8 @@ def test_a_jetson_bundle_says_how_its_engine_is_built(jetson_bundle: Built) -> N
     assert checks(jetson_bundle)["engine"] == "skipped"
     engine = jetson_bundle.bundle.manifest.engine
     assert engine is not None
-    assert "run vitexport engine BUNDLE there; or, without vitexport, its engine.sh, which calls trtexec" in engine["skipped"]
+    how = "run vitexport engine BUNDLE there; or, without vitexport, its engine.sh, which calls trtexec"
+    assert how in engine["skipped"]
     assert engine["recipe"]["trtexec"].startswith("trtexec --onnx=model.onnx --saveEngine=model.engine")
     assert "engine.sh" in jetson_bundle.bundle.manifest.files
     script = jetson_bundle.root / "engine.sh"

@@ -74,8 +74,8 @@ def _how_to_build(target: Target) -> str:
     text = f"build it on the device ({target.name}, {stack})"
     if version_key(str(target.tensorrt)) < OLDEST_WITH_OUR_PYTHON:
         return (
-            f"{text}: run {SCRIPT_NAME} of the bundle there, which calls trtexec; then {CHECK_SCRIPT}, which holds it against "
-            "PyTorch with the Python of that JetPack alone"
+            f"{text}: run {SCRIPT_NAME} of the bundle there, which calls trtexec; then {CHECK_SCRIPT}, which holds it "
+            "against PyTorch with the Python of that JetPack alone"
         )
     return f"{text}: run vitexport engine BUNDLE there; or, without vitexport, its {SCRIPT_NAME}, which calls trtexec"
 
