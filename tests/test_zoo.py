@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from conftest import ROOT
+from torch import nn
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from timm_zoo import models, runs, table
+from timm_zoo.worker import hold_size
 
 from vitexport.source import VIT_FAMILIES
 
@@ -120,3 +123,15 @@ def test_a_process_that_dies_is_told_by_its_last_words(tmp_path: Path, monkeypat
     record = worker(tmp_path, monkeypatch, "raise SystemExit('no such model')\n")
     assert record["stages"]["start"]["error"] == "the process ended with 1: no such model"
     assert json.loads(runs.record_path(tmp_path, "test_vit").read_text(encoding="utf-8"))["state"] == {"code": "x"}
+
+
+def test_what_grows_is_held_at_a_batch_norm_and_what_does_not_stays() -> None:
+    grows, shrinks = (nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)).eval() for _ in range(2))
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        grows[0].weight.mul_(1000)
+        before = shrinks[1].running_var.clone()
+        hold_size(grows, images)
+        hold_size(shrinks, images)
+        assert 0.5 < float(grows(images).square().mean()) < 2.0
+    assert torch.equal(shrinks[1].running_var, before)
