@@ -1,9 +1,10 @@
 """A graph as PyTorch's exporter leaves it enters; the same function without what can be computed now leaves.
 
-The exporter's own ``optimize=True`` is not used, for two reasons that were measured, and for neither of which an upstream
-issue was found: its constant folding runs operators like Resize (a position embedding of another size) in ONNX's reference
-evaluator, written in Python, for minutes; and one of its rewrite rules, ``SlicesSplit``, has two output nodes, so that its
-matcher tries every pair of nodes: 95 of the 144 profiled seconds of an export of ``coat_tiny``.
+The exporter's own ``optimize=True`` is not used, for two reasons that were measured. Its constant folding runs operators in
+ONNX's reference evaluator, written in Python, for minutes: above all a Resize, of a position embedding of another size,
+which did not seem to end before ONNX 1.22 (https://github.com/microsoft/onnxscript/issues/2859; of Conv, issue 3003 there).
+And one of its rewrite rules, ``SlicesSplit``, has two output nodes, so that its matcher tries every pair of nodes: 95 of
+the 144 profiled seconds of an export of ``coat_tiny``; no upstream issue was found.
 """
 
 from __future__ import annotations
