@@ -45,6 +45,7 @@ from vitexport.rewrites.float16 import Float16
 from vitexport.rewrites.simplify import Simplify
 from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import open_onnx
+from vitexport.source.timm_models import create
 from vitexport.targets import OPSET, resolve
 from vitexport.validate import metrics
 from vitexport.validate.probes import PHOTOGRAPHS, probe_pixels
@@ -56,6 +57,9 @@ BATCH = BatchRange.parse("1:2:3")
 CALIBRATION = 32
 JUDGED = 8
 SMALLEST_RMS = 0.005
+# A model for larger images is run with small ones: its graph is the same, and attention over 2,304 tokens takes an hour.
+LARGEST_SIDE = 518
+SMALL_SIDE = 224
 INT8_DB = 35.0
 MOST_FLOAT = 0.25
 T = TypeVar("T")
@@ -146,11 +150,11 @@ def load_alive(name: str, folder: Path) -> tuple[sources.Exposed, ModelSource]:
     """The model through vitexport's own door, with weights from a checkpoint in which nothing is 0."""
     if name.startswith("torchvision:"):
         return sources.load(sources.ModelRequest(name=name, pretrained=False))
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False)
+    asked = sources.ModelRequest(name=name, pretrained=False, img_size=other_side(name))
+    model = create(asked, weights=False)
     enliven(model, torch.Generator().manual_seed(1))
     config = timm.data.resolve_model_data_config(model)
-    height, width = config["input_size"][1:]
+    height, width = config["input_size"][1:] if asked.img_size is None else (asked.img_size, asked.img_size)
     spec = PreprocessSpec(
         height=height, width=width, mean=config["mean"], std=config["std"], interpolation="bicubic", crop_pct=1.0
     )
@@ -159,9 +163,15 @@ def load_alive(name: str, folder: Path) -> tuple[sources.Exposed, ModelSource]:
     save_file({key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}, checkpoint)
     del model
     try:
-        return sources.load(sources.ModelRequest(name=name, pretrained=False, checkpoint=checkpoint))
+        return sources.load(dataclasses.replace(asked, checkpoint=checkpoint))
     finally:
         checkpoint.unlink()
+
+
+def other_side(name: str) -> int | None:
+    """The side of the images that a model is run with instead of its own, in pixels; None for its own."""
+    config = timm.get_pretrained_cfg(name)
+    return SMALL_SIDE if config is not None and max(config.input_size[1:]) > LARGEST_SIDE else None
 
 
 @torch.no_grad()
