@@ -83,6 +83,46 @@ def test_an_expanded_norm_is_applied_by_the_division_behind() -> None:
     assert by_rule(graph_of(nodes, constants, [2, 5, 8]).graph, {}) == {"norm", "clipped", "expanded", "unit"}
 
 
+def of_the_picture(deviation: NDArray[np.float32], *, first: str = "Mul") -> ir.Model:
+    """To 0…255, through a fixed transform, over the deviation of each of its results; then whatever the network does."""
+    nodes = [
+        node(first, ["image", "white"] if first == "Mul" else ["image"], ["pixels"]),
+        node("MatMul", ["pixels", "transform"], ["frequencies"]),
+        node("Div", ["frequencies", "deviation"], ["normal"]),
+        node("Relu", ["normal"], ["after"]),
+        helper.make_node("Mul", ["after", "gamma"], [LOGITS], name="last"),
+    ]
+    # The last two frequencies are differences of neighbours, a thousand times smaller than their sum.
+    transform = np.asarray([[1, 1, 0], [1, -1, 1], [1, 0, -1]], np.float32)
+    constants = {"white": scalar(255), "transform": transform, "deviation": deviation, "gamma": np.full(3, 2, np.float32)}
+    return graph_of(nodes, constants, [2, 5, 3])
+
+
+DEVIATION = np.asarray([500, 0.5, 0.5], np.float32)
+
+
+def test_a_picture_that_the_graph_normalizes_stays_wide_up_to_there() -> None:
+    model = of_the_picture(DEVIATION)
+    wide = by_rule(model.graph, {})
+    assert wide == {"pixels", "frequencies", "normal"}
+    images = (RANDOM.uniform(0, 1, (2, 5, 1)) + RANDOM.normal(0, 0.002, (2, 5, 3))).astype(np.float32)
+    wanted = run(of_the_picture(DEVIATION), images)
+    rounded = of_the_picture(DEVIATION)
+    apply(rounded, EmulateFloat16(wide))
+    assert relative_error(wanted, run(rounded, images)) < 1e-3
+    lost = of_the_picture(DEVIATION)
+    apply(lost, EmulateFloat16())
+    assert relative_error(wanted, run(lost, images)) > 1e-2
+    typed = of_the_picture(DEVIATION)
+    apply(typed, Float16(wide))
+    assert relative_error(wanted, run(typed, images)) < 1e-3
+
+
+def test_a_division_by_one_number_or_of_what_the_network_computed_does_not() -> None:
+    assert by_rule(of_the_picture(np.asarray([2], np.float32)).graph, {}) == set()
+    assert by_rule(of_the_picture(DEVIATION, first="Relu").graph, {}) == set()
+
+
 def test_what_is_large_on_real_images_stays_wide() -> None:
     nodes = [
         node("Relu", ["image"], ["small"]),

@@ -35,7 +35,7 @@ class EmulateFloat16(InPlacePass):
         for value, array in float16_constants(graph, self.wide):
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
         nodes = list(graph)
-        _round(graph, graph.inputs[0], (), after=None)
+        _round(graph, graph.inputs[0], self.wide, after=None)
         for node in nodes:
             for output in node.outputs:
                 if output.dtype in (ir.DataType.FLOAT, None) and node.op_type != "Shape":

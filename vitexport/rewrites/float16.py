@@ -63,7 +63,7 @@ class Float16(InPlacePass):
             for output in node.outputs:
                 if output.dtype in (ir.DataType.FLOAT, None) and node.op_type not in ("QuantizeLinear", "Shape"):
                     output.type = ir.TensorType(ir.DataType.FLOAT16)
-        _cast_input(graph)
+        _cast_input(graph, self.wide)
         _cast_at_borders(graph, self.wide)
         _cast_outputs(graph)
         return PassResult(model, modified=True)
@@ -153,9 +153,11 @@ def _convert_attributes(node: ir.Node) -> None:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.numpy().astype(np.float16)))
 
 
-def _cast_input(graph: ir.Graph) -> None:
+def _cast_input(graph: ir.Graph, wide: Collection[str]) -> None:
     image = graph.inputs[0]
-    readers = list(image.uses())
+    readers = [use for use in image.uses() if use.node.name not in wide]
+    if not readers:
+        return
     narrow = cast(image, ir.DataType.FLOAT16, f"{INPUT_NAME}/Cast")
     for use in readers:
         if use.node.op_type != "Shape":

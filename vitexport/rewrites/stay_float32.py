@@ -11,6 +11,8 @@ By rule, never by a list of models or of names:
 - **Scores.** A softmax whose input reaches `LARGE_SCORE`, where a step of float16 changes a probability by a tenth and more,
   stays float32 with the sums and the product in front of it.
 - **Probabilities.** A softmax that the graph returns: float16 would lose the small ones.
+- **Pictures.** A model that normalizes its picture itself (csatv2: to 0…255, through a cosine transform, over deviations)
+  divides small numbers that are left of large ones; from the image to that division all stays float32.
 - **Residual stream.** A few channels of a real ViT's stream reach 1,000 and more, where float16's step is 0.5 to 1 and what
   a block adds is lost; sums that reach `LARGE_RESIDUAL`, biases of products apart, stay float32, and so does the
   normalization that reads them.
@@ -49,6 +51,7 @@ REDUCTIONS = frozenset(name for name in STATISTICS if name.startswith("Reduce"))
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Max", "Min", "Abs", "Neg", "Where"})
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 MOVEMENT = frozenset({"Expand", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
+CHOICES = frozenset({"Gather", "GatherND", "Slice", "Split", "Concat"})
 FOLLOWING = ELEMENTWISE | MOVEMENT | {"Pow", "Sqrt", "Reciprocal", "Log"}
 NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 
@@ -97,7 +100,7 @@ def by_rule(graph: ir.Graph, reached: Mapping[str, float]) -> frozenset[str]:
     wide = {node for node in graph if _computes_float(node) and _is_large(node, reached)}
     wide |= {node for node in graph if _computes_float(node) and any(_is_beyond(value, reached) for value in node.inputs)}
     wide |= {node for node in graph if any(_does_not_fit(constant(value)) for value in node.inputs)}
-    wide |= _statistics(graph)
+    wide |= _statistics(graph) | _of_the_picture(graph)
     for node in graph:
         if node.op_type == "Softmax":
             if node.outputs[0].is_graph_output():
@@ -175,3 +178,29 @@ def _statistics(graph: ir.Graph) -> set[ir.Node]:
             if node.op_type in MOVEMENT or all(producer in carrying for producer in computed):
                 carrying.add(node)
     return wide
+
+
+def _of_the_picture(graph: ir.Graph) -> set[ir.Node]:
+    """What leads from the image to a division by one constant for each of many channels: arithmetic and fixed transforms."""
+    image = graph.inputs[0]
+    before: dict[ir.Node, list[ir.Node]] = {}
+    for node in graph:
+        if not _computes_float(node) or node.op_type not in ELEMENTWISE | MOVEMENT | CHOICES | {"MatMul"}:
+            continue
+        computed = [value for value in node.inputs if value is not None and constant(value) is None]
+        floats = [value for value in computed if value.dtype == ir.DataType.FLOAT]
+        producers = [producer for value in floats if value is not image and (producer := _producer(value)) is not None]
+        if floats and all(producer in before for producer in producers):
+            before[node] = producers
+    found: set[ir.Node] = set()
+    queue = [node for node in before if node.op_type == "Div" and _has_many(constant(node.inputs[1]))]
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue += before[node]
+    return found
+
+
+def _has_many(array: NDArray[Any] | None) -> bool:
+    return array is not None and array.size > 1
