@@ -79,6 +79,15 @@ def test_a_session_needs_no_files_afterwards(large: Path) -> None:
     np.testing.assert_allclose(backend.run(IMAGES)["logits"], expected, atol=1e-5)
 
 
+def test_what_only_a_session_reads_is_written_without_a_message_beside_it(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewrites, "LARGEST_FILE", 1 << 30)
+    monkeypatch.setattr(rewrites, "LARGEST_MESSAGE", LIMIT)
+    monkeypatch.setattr(rewrites, "_serialized", None)
+    np.testing.assert_allclose(session(load(large)).run(IMAGES)["logits"], run(large, IMAGES), atol=1e-5)
+
+
 @pytest.mark.usefixtures("low_limit")
 @pytest.mark.parametrize(("target", "precision"), [("l4", "fp32"), ("l4", "int8"), ("cpu", "int8")])
 def test_a_bundle_holds_and_verifies_the_weights_beside_its_graphs(tmp_path: Path, target: str, precision: str) -> None:

@@ -24,6 +24,8 @@ _PLAIN = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.
 
 # ONNX files are protobuf messages, which end at 2 GB; less room for the graph itself.
 LARGEST_FILE = 2**31 - 2**24
+# A message is built beside the weights, and its bytes beside that; what only ONNX Runtime reads is spared both from here.
+LARGEST_MESSAGE = 2**28
 
 __all__ = ["InPlacePass", "apply", "copy", "load", "move", "remove", "save", "session", "weight_bytes", "write"]
 
@@ -76,9 +78,9 @@ def save(model: ir.Model, path: Path) -> None:
         raise ToolchainError(f"ONNX's checker refuses the graph written to {path.name}: {error}") from error
 
 
-def write(model: ir.Model, path: Path) -> None:
-    """Write `model` as it is, unchecked, with its weights beside it where one file would not hold them."""
-    if weight_bytes(model) > LARGEST_FILE:
+def write(model: ir.Model, path: Path, *, largest: int | None = None) -> None:
+    """Write `model` as it is, unchecked; weights beyond `largest` bytes, or what one file holds, go to a file beside it."""
+    if weight_bytes(model) > (LARGEST_FILE if largest is None else largest):
         ir.save(model, path, external_data=data_file(path).name)
     else:
         path.write_bytes(_serialized(model))
@@ -135,7 +137,7 @@ def session(
     with tempfile.TemporaryDirectory(prefix="vitexport-") as folder:
         path = Path(folder) / "graph.onnx"
         try:
-            write(model, path)
+            write(model, path, largest=min(LARGEST_MESSAGE, LARGEST_FILE))
         except OSError as error:
             raise InputError(
                 f"A graph of {weight_bytes(model) / 2**20:.0f} MiB cannot be kept in {tempfile.gettempdir()} while it is "
