@@ -117,3 +117,9 @@ def weak_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sample, INT8, for the TensorRT 8.5 of JetPack 5.1: opset 17 and weak typing."""
     out = tmp_path_factory.mktemp("weak") / "digits-xavier"
     return Built(*run(sample_request(out, target="jetson-xavier-nx", jetpack="5.1.2"), silent))
+
+
+@pytest.fixture(scope="session")
+def web_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The sample, INT8, for a browser: a model that takes the picture itself is in it."""
+    return Built(*run(sample_request(tmp_path_factory.mktemp("web") / "digits-web", target="web"), silent))

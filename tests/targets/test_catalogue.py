@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitexport.errors import UsageError
-from vitexport.targets import OPSET, PRECISIONS, Device, catalogue, nearest_names, resolve
+from vitexport.targets import OPSET, PRECISIONS, Device, Target, catalogue, nearest_names, resolve
 from vitexport.targets.catalogue import nearest
 from vitexport.targets.rows import PEAK_PRECISIONS, packaged
 from vitexport.targets.target import version_key
@@ -56,6 +56,7 @@ CPUS = {
     "cpu-arm64-i8mm": ("int8", 8),
     "cpu-arm64-dotprod": ("int8", 8),
 }
+APPS = {"web": ("uint8", 8), "android-arm64": ("int8", 8)}
 # TensorRT, opset, typing, LayerNormalization.
 STACKS = {
     "4.6": ("8.2.1", 13, "weak", False),
@@ -74,7 +75,7 @@ devices = st.sampled_from(sorted(catalogue()))
 
 
 def test_the_catalogue_holds_every_device() -> None:
-    assert sorted(catalogue()) == sorted([*JETSONS, *RTX, *FULL_TENSORRT, *CPUS])
+    assert sorted(catalogue()) == sorted([*JETSONS, *RTX, *FULL_TENSORRT, *CPUS, *APPS])
 
 
 def test_the_catalogue_is_read_once_and_read_only() -> None:
@@ -354,3 +355,21 @@ def test_importing_the_room_imports_nothing_heavy_and_reads_nothing() -> None:
 def test_a_gpu_is_found_by_what_its_driver_calls_it(name: str, capability: str, expected: str | None) -> None:
     found = nearest(name, capability)
     assert (found.id if found else None) == expected
+
+
+@pytest.mark.parametrize(("target_id", "arithmetic"), APPS.items())
+def test_an_application_gets_float16_weights_and_is_no_machine_s_class(target_id: str, arithmetic: tuple[str, int]) -> None:
+    target = resolve(target_id)
+    assert target.app
+    assert (target.kind, target.runtime, target.typing) == ("cpu", "onnxruntime", None)
+    assert target.precisions == PRECISIONS
+    assert target.cpu is not None
+    assert (target.cpu.activation, target.cpu.weight_bits) == arithmetic
+    assert catalogue()[target_id].detect == ()
+    assert Target.from_json(target.to_json()) == target
+
+
+def test_a_manifest_from_before_applications_means_none() -> None:
+    data = resolve("cpu-x86-avx2").to_json()
+    del data["app"]
+    assert not Target.from_json(data).app

@@ -95,7 +95,7 @@ MACHINES = {
     "windows": ("", "AMD64", "cpu-x86-avx2"),
     "macos": ("", "arm64", "cpu-arm64-dotprod"),
 }
-CPU_CLASSES = sorted(row.id for row in catalogue().values() if row.kind == "cpu")
+CPU_CLASSES = sorted(row.id for row in catalogue().values() if row.kind == "cpu" and not row.app)
 FLAGS = sorted({flag for row in catalogue().values() for flag in row.detect} | {"sse2", "fp"})
 
 
@@ -295,5 +295,5 @@ def test_an_architecture_that_is_not_this_one_has_no_flags_of_its_own() -> None:
 def test_classes_are_tried_from_the_best_to_the_plainest() -> None:
     order = {"x86_64": ["amx", "avxvnniint8", "vnni", "avx512", "avx2"], "aarch64": ["i8mm", "dotprod"]}
     for arch, names in order.items():
-        rows = [row.id for row in catalogue().values() if row.kind == "cpu" and row.arch == arch]
+        rows = [row.id for row in catalogue().values() if row.kind == "cpu" and row.arch == arch and not row.app]
         assert [row.rsplit("-", 1)[1] for row in rows] == names

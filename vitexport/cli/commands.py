@@ -515,6 +515,8 @@ def _request(arguments: dict[str, Any]) -> Any:
         data=arguments["data"],
         labels=arguments["labels"],
         batch=BatchRange.parse(arguments["batch"]),
+        embed_preprocess=arguments["embed_preprocess"],
+        top_indices=arguments["top_indices"],
         budget=Budget(
             max_drop=arguments["max_drop"],
             min_agreement=arguments["min_agreement"],

@@ -159,6 +159,20 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--data", type=PATH, metavar="DIR", help="Labelled validation images, one folder per class."),
     click.option("--labels", type=PATH, metavar="FILE", help="Class names in the order of the logits, one a line."),
     click.option("--batch", default="1", show_default=True, metavar="N | MIN:OPT:MAX", help="Static batch, or a range."),
+    click.option(
+        "--embed-preprocess/--no-embed-preprocess",
+        default=None,
+        help="Also write model.app.onnx, which takes a picture of any size and resizes, crops and normalizes it itself "
+        "(default for web and android-arm64).",
+    ),
+    click.option(
+        "--top-indices",
+        type=click.IntRange(min=0),
+        default=5,
+        show_default=True,
+        metavar="K",
+        help="The likeliest classes that it names, beside all probabilities; 0: neither.",
+    ),
     click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="Top-1 that may be lost."),
     click.option(
         "--min-agreement",

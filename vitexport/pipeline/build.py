@@ -21,6 +21,7 @@ from vitexport.legality.counts import graph_products
 from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
 from vitexport.pipeline.checkpoints import keep_checkpoints
+from vitexport.pipeline.embed import APP_ROLE, Embedded, embed
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
@@ -81,10 +82,15 @@ def _build(work: Work) -> Report:
         engine = _engine(work, shipped, chosen)
         checks += _engine_checks(work, engine, chosen, reference)
         notes.append(_CPU_NUMERICS)
+    embedded = embed(work, shipped) if work.request.embeds(target) else None
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
     if prediction.estimates:
         figures["estimate"] = prediction.to_json()
         notes.append(f"What a call takes at least is estimated {prediction.about}.")
+    if embedded is not None:
+        checks += embedded.checks
+        notes += embedded.notes
+        figures["embedded"] = dict(embedded.figures)
     report = Report(
         title=f"{work.prepared.source.name} · {shipped.precision} · {target.name}",
         checks=tuple(checks),
@@ -94,7 +100,7 @@ def _build(work: Work) -> Report:
         notes=(*(finding.message for finding in work.prepared.findings), *notes),
     )
     work.progress("writing the bundle")
-    _write(work, chosen, shipped, engine, reference, checkpoints, report)
+    _write(work, chosen, shipped, engine, embedded, reference, checkpoints, report)
     return report
 
 
@@ -267,6 +273,8 @@ def _speed_checks(work: Work, chosen: Candidate, timing: Timing | None) -> list[
     target = work.prepared.target
     if target.kind != "cpu":
         return []
+    if target.app:
+        return [skipped("latency", f"{target.name} is not this machine; what vitexport app writes shows it there")]
     if timing is None:
         return [
             skipped("latency", f"this machine cannot run the variant for {target.name}; time it there with vitexport bench")
@@ -395,6 +403,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
     chosen: Candidate,
     shipped: OnnxModel,
     engine: Engine | None,
+    embedded: Embedded | None,
     reference: Reference,
     checkpoints: Mapping[str, str],
     report: Report,
@@ -419,6 +428,8 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
     }
     if engine is not None and engine.path is not None:
         artifacts["engine"] = engine.path.name
+    if embedded is not None and embedded.onnx is not None:
+        artifacts[APP_ROLE] = embedded.onnx.path.name
     bundles.write_manifest(
         folder,
         Manifest(

@@ -21,6 +21,7 @@ from vitexport.rewrites import apply, load, remove, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
 from vitexport.rewrites.float16 import Float16
+from vitexport.rewrites.float16_weights import Float16Weights
 from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import Backend, open_onnx
 from vitexport.runtime.model import run_in_batches
@@ -57,6 +58,8 @@ def make_candidate(work: Work, precision: Precision, exported: OnnxModel, refere
     if precision == "int8":
         return _int8_candidate(work, exported, reference)
     model = cpu_float(work, exported) if work.prepared.target.kind == "cpu" else exported
+    if work.prepared.target.app and precision == "fp16":
+        model = _float16_weights(work, model)
     return _judge(work, model, None, precision, reference, reference.stay_float32)
 
 
@@ -192,6 +195,16 @@ def cpu_float(work: Work, exported: OnnxModel) -> OnnxModel:
             apply(graph, *cpu_fusions())
             save(graph, path)
     return OnnxModel.of(path, opset=exported.opset, batch=exported.batch, precision="fp32")
+
+
+def _float16_weights(work: Work, model: OnnxModel) -> OnnxModel:
+    """What an application loads as ``fp16``: half the file, computed in float32."""
+    path = work.folder / "model.fp16.weights.onnx"
+    with work.watch.stage("float16"):
+        graph = load(model.path)
+        apply(graph, Float16Weights())
+        save(graph, path)
+    return OnnxModel.of(path, opset=model.opset, batch=model.batch, precision="fp16")
 
 
 def float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float32: frozenset[str]) -> Path:

@@ -159,6 +159,13 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
         problems.attempt(lambda: check_placement(request.quantization.placement, cpu))
     if request.calibration_size < 1:
         problems.errors.append(UsageError(f"Calibration size {request.calibration_size} is refused; use 32 or more."))
+    if request.embed_preprocess and target is not None and target.kind != "cpu":
+        problems.errors.append(
+            UsageError(
+                f"--embed-preprocess is for ONNX Runtime; {target.name} runs {target.runtime}, which resizes no picture. "
+                "Leave it out; vitexport triton puts the preprocessing in front of the engine."
+            )
+        )
     budget = request.budget
     if not budget.max_drop >= 0 or not 0 <= budget.min_agreement <= 100 or not 0 <= budget.min_cosine <= 1:
         message = "The budget must be a drop of 0 or more points, an agreement of 0 to 100 % and a cosine of 0 to 1."
@@ -373,7 +380,9 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     how = "agreement" if source is None or source.num_classes is not None else "cosine"
     where = f"{len(data.files)} labelled images" if data is not None else f"unlabelled images, by {how}"
     steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
-    if target.kind == "cpu":
+    if target.kind == "cpu" and not target.app:
         steps.append("time it beside PyTorch")
+    if request.embeds(target):
+        steps.append("put the preprocessing into a graph of its own, and hold it against Pillow's")
     steps.append(f"write the bundle {out}")
     return tuple(steps)

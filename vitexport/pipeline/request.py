@@ -33,6 +33,8 @@ class BuildRequest:
         data: Labelled validation images, one folder per class.
         labels: File of class names in the order of the logits.
         batch: Batch sizes that the artifact accepts.
+        embed_preprocess: Whether the bundle gets a model that takes the picture itself; None: as the target wants it.
+        top_indices: How many classes that model names; 0 leaves probabilities and ranking out of it.
         budget: Accuracy that may be lost.
         out: The bundle's folder; None names it after model and target.
         force: Whether an existing bundle is replaced.
@@ -50,9 +52,15 @@ class BuildRequest:
     data: Path | None = None
     labels: Path | None = None
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
+    embed_preprocess: bool | None = None
+    top_indices: int = 5
     budget: Budget = dataclasses.field(default_factory=Budget)
     out: Path | None = None
     force: bool = False
+
+    def embeds(self, target: Target) -> bool:
+        """Whether the bundle gets a model that takes the picture itself."""
+        return target.app if self.embed_preprocess is None else self.embed_preprocess
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,7 +171,9 @@ def _gpu_target(device: Device, rtx: RtxStack) -> Target:
 
 
 def _cpu_target(device: Device) -> Target:
-    return _target(device, "onnxruntime", None, {"fp16": "vitexport writes fp32 and int8 variants for CPUs"})
+    # An application loads its model over a network: float16 weights are half of it, and no slower once they are loaded.
+    unavailable = {} if device.app else {"fp16": "vitexport writes fp32 and int8 variants for CPUs"}
+    return _target(device, "onnxruntime", None, unavailable)
 
 
 def _no_int8(device: Device) -> str:
@@ -209,4 +211,5 @@ def _target(  # noqa: PLR0913  the stack's own values, from three kinds of devic
         peaks=dict(device.peaks),
         memory_bandwidth_gbps=device.memory_bandwidth_gbps,
         cpu=device.cpu,
+        app=device.app,
     )

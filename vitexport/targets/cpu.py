@@ -80,7 +80,7 @@ def classify(cpu: MachineCpu) -> str:
     """
     classes = _classes(cpu.arch)
     if not classes:
-        known = sorted({device.arch for device in packaged().devices.values() if device.kind == "cpu"})
+        known = sorted({device.arch for device in _all_classes()})
         raise DeviceError(
             f"This machine is {cpu}; the CPU targets are for {' and '.join(known)}. "
             "Name the target of the machine that will run the model: vitexport targets lists them."
@@ -122,7 +122,11 @@ def lacking(target: Target, cpu: MachineCpu) -> str | None:
 
 
 def _classes(arch: str) -> list[Device]:
-    return [device for device in packaged().devices.values() if device.kind == "cpu" and device.arch == arch]
+    return [device for device in _all_classes() if device.arch == arch]
+
+
+def _all_classes() -> list[Device]:
+    return [device for device in packaged().devices.values() if device.kind == "cpu" and not device.app]
 
 
 def _cure(cpu: MachineCpu) -> str:

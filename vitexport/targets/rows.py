@@ -223,6 +223,7 @@ def _device(row: object) -> Device:
         raise fields.wrong("id", "lower-case words joined by '-', and not 'cpu', which stands for this machine")
     kind = fields.choice("kind", KINDS)
     is_cpu = kind == "cpu"
+    app = fields.flag("app") if is_cpu and fields.has("app") else False
     peaks = fields.named_numbers("peaks") if fields.has("peaks") else {}
     if not PEAK_PRECISIONS.issuperset(peaks):
         raise fields.wrong("peaks", f"figures for {', '.join(sorted(PEAK_PRECISIONS))}")
@@ -241,8 +242,9 @@ def _device(row: object) -> Device:
         basis=fields.choice("basis", BASES) if peaks else None,
         jetpacks=fields.texts("jetpacks") if kind == "jetson" else (),
         tensorrt=_version(fields, "tensorrt") if kind == "gpu" and fields.has("tensorrt") else None,
-        cpu=_arithmetic(fields) if is_cpu else None,
-        detect=fields.texts("detect") if is_cpu else (),
+        cpu=_arithmetic(fields, app=app) if is_cpu else None,
+        app=app,
+        detect=fields.texts("detect") if is_cpu and not app else (),
         sources=_sources(fields),
     )
     fields.finish()
@@ -256,19 +258,19 @@ def _memory(fields: Fields) -> tuple[float, ...]:
     return sizes
 
 
-def _arithmetic(fields: Fields) -> CpuArithmetic:
+def _arithmetic(fields: Fields, *, app: bool) -> CpuArithmetic:
     cpu = CpuArithmetic(
         activation=fields.choice("activation", ACTIVATIONS),
         weight_bits=fields.choice("weight_bits", WEIGHT_BITS),
         required_flags=fields.texts("required_flags"),
         arch=fields.text("arch"),
     )
-    detect = fields.texts("detect")
-    if not detect:
+    detect = () if app else fields.texts("detect")
+    if not detect and not app:
         raise fields.wrong("detect", "at least one CPU flag")
     if cpu.weight_bits == 7 and cpu.required_flags:
         raise fields.wrong("required_flags", "none: 7-bit weights are right on every machine of the architecture")
-    if cpu.weight_bits == 8 and not set(detect) <= set(cpu.required_flags):
+    if cpu.weight_bits == 8 and not app and not set(detect) <= set(cpu.required_flags):
         raise fields.wrong("required_flags", f"at least {', '.join(detect)}, the flags of the class itself")
     return cpu
 

@@ -98,6 +98,7 @@ class Device:
         jetpacks: JetPack releases that it got; the first of each stack that runs on it.
         tensorrt: Oldest full TensorRT that vitexport writes for, where TensorRT-RTX cannot be used; None for a Jetson.
         cpu: Arithmetic of a CPU class.
+        app: Whether models run there inside an application: a browser, a phone. No machine is detected as one.
         detect: CPU flags of which one puts a machine into this class.
         sources: Where the row comes from, short.
     """
@@ -115,6 +116,7 @@ class Device:
     jetpacks: tuple[str, ...]
     tensorrt: str | None
     cpu: CpuArithmetic | None
+    app: bool
     detect: tuple[str, ...]
     sources: tuple[str, ...]
 
@@ -141,6 +143,7 @@ class Target:
         memory_bandwidth_gbps: GB/s, if known.
         cpu: Arithmetic of the int8 variant on a CPU; None otherwise.
         more_capabilities: The other compute capabilities, ascending, of several GPUs that one engine serves.
+        app: Whether the model runs inside an application, which gets its preprocessing in the graph.
     """
 
     id: str
@@ -160,6 +163,7 @@ class Target:
     memory_bandwidth_gbps: float | None
     cpu: CpuArithmetic | None
     more_capabilities: tuple[str, ...] = ()
+    app: bool = False
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
@@ -208,4 +212,5 @@ class Target:
             memory_bandwidth_gbps=fields.optional_number("memory_bandwidth_gbps"),
             cpu=CpuArithmetic.from_json(fields.table("cpu")) if fields.has("cpu") else None,
             more_capabilities=fields.texts("more_capabilities") if fields.has("more_capabilities") else (),
+            app=fields.flag("app") if fields.has("app") else False,
         )

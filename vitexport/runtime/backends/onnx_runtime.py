@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vitexport.artifacts import INPUT_NAME, Outputs
@@ -113,7 +112,7 @@ class OnnxRuntimeBackend:
         where = f"CPU, {self.threads} threads" if self.provider == CPU else f"{TITLES[self.provider]} provider"
         return f"ONNX Runtime {VERSION}, {where}{how}"
 
-    def run(self, images: NDArray[np.float32]) -> Outputs:
+    def run(self, images: NDArray[Any]) -> Outputs:
         """Outputs by name, float32 [n, …].
 
         Raises:
@@ -124,7 +123,7 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Nothing to free by hand: the session goes with the object."""
 
-    def tensors(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+    def tensors(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         """The tensors named at construction, in that order.
 
         Raises:

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from exports import exported
+from graphs import read, run, valid_in
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitexport.artifacts import INPUT_NAME
+from vitexport.errors import ToolchainError
+from vitexport.preprocess import RESAMPLING, CropMode, PreprocessSpec, preprocess
+from vitexport.rewrites import apply
+from vitexport.rewrites.embed_preprocess import FILTERS, SUPPORT, EmbedPreprocess, preprocess_model
+from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from vitexport.validate.pictures import compare_pictures, odd_pictures
+from vitexport.validate.probes import PHOTOGRAPHS
+
+MODES: tuple[CropMode, ...] = get_args(CropMode)
+SIZES = ((451, 300), (300, 451), (100, 300), (90, 91), (1, 60), (60, 1), (5, 7), (40, 40), (1, 1), (64, 64), (200, 7))
+OUTPUT = "pixels"
+
+
+def spec_of(**changes: Any) -> PreprocessSpec:
+    values: dict[str, Any] = {
+        "height": 64,
+        "width": 64,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+    }
+    return PreprocessSpec(**(values | changes))
+
+
+def alone(spec: PreprocessSpec, opset: int = 20) -> ir.Model:
+    model = preprocess_model(spec, output=OUTPUT, opset=opset)
+    apply(model, EmbedPreprocess(spec))
+    return model
+
+
+def computed(spec: PreprocessSpec) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(ir.to_proto(alone(spec)).SerializeToString(), threads=1)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    with Image.open(PHOTOGRAPHS / "chelsea.jpg") as picture:
+        return picture.convert("RGB").resize((width, height))
+
+
+def levels(spec: PreprocessSpec, seen: NDArray[Any], picture: Image.Image) -> NDArray[np.float64]:
+    """Distances in levels of 255."""
+    difference = np.abs(seen - preprocess(picture, spec).astype(np.float64))
+    distance: NDArray[np.float64] = difference * 255 * np.reshape(spec.std, (3, 1, 1))
+    return distance
+
+
+def test_every_filter_of_pillow_is_there() -> None:
+    assert set(SUPPORT) == set(RESAMPLING) == {*FILTERS, "nearest"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("interpolation", sorted(RESAMPLING))
+@pytest.mark.parametrize(("height", "width", "crop_pct"), [(64, 64, 0.875), (48, 80, 1.0)])
+def test_pixels_are_pillow_s(interpolation: str, mode: CropMode, height: int, width: int, crop_pct: float) -> None:
+    spec = spec_of(height=height, width=width, crop_pct=crop_pct, interpolation=interpolation, crop_mode=mode)
+    backend = computed(spec)
+    for size in SIZES:
+        picture = photograph(*size)
+        seen = backend.tensors(np.asarray(picture)[None])[0]
+        assert seen.shape == (1, 3, height, width)
+        distance = levels(spec, seen[0], picture)
+        # A level where a sum of float32 falls on the other side of a half; bilinear's few weights meet halves most often.
+        assert distance.max() < 1.001, size
+        assert (distance > 0.5).mean() < 0.1, size
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), seed=st.integers(0, 99), crop_pct=st.floats(0.3, 1.0))
+def test_noise_of_any_size_is_within_a_level(width: int, height: int, seed: int, crop_pct: float) -> None:
+    spec = spec_of(height=37, width=37, crop_pct=crop_pct)
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    seen = computed(spec).tensors(noise[None])[0][0]
+    assert levels(spec, seen, Image.fromarray(noise)).max() < 1.001
+
+
+def test_the_limits_hold_on_the_package_s_pictures_and_a_wrong_filter_fails_them() -> None:
+    spec = spec_of(height=96, width=96)
+    pictures = {name: picture for name, picture in odd_pictures().items() if "4000" not in name}
+    backend, other = computed(spec), computed(spec_of(height=96, width=96, interpolation="bilinear"))
+    right = compare_pictures(pictures, spec, lambda picture: backend.tensors(picture[None])[0][0])
+    wrong = compare_pictures(pictures, spec, lambda picture: other.tensors(picture[None])[0][0])
+    assert [check.status for check in right.checks] == ["passed", "passed"]
+    assert right.mean < 0.01
+    assert "failed" in {check.status for check in wrong.checks}
+    lost = compare_pictures(pictures, spec, lambda picture: np.full((3, 96, 96), np.nan, np.float32))
+    assert [check.status for check in lost.checks] == ["failed", "failed"]
+
+
+def test_a_batch_is_computed_picture_by_picture() -> None:
+    spec = spec_of()
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), dtype=np.uint8)
+    together = computed(spec).tensors(pictures)[0]
+    for index, picture in enumerate(pictures):
+        np.testing.assert_allclose(together[index], computed(spec).tensors(picture[None])[0][0], atol=1e-5)
+
+
+def test_only_standard_operators_of_opset_13() -> None:
+    for interpolation in RESAMPLING:
+        model = alone(spec_of(interpolation=interpolation, crop_mode="border"), opset=13)
+        assert {node.domain for node in model.graph} == {""}
+        valid_in(model, 13)
+
+
+def test_what_the_crop_cuts_off_is_not_computed() -> None:
+    # Resized as a whole, this picture is 64 x 6,400,000.
+    picture = np.random.default_rng(0).integers(0, 256, (1, 100_000, 3), dtype=np.uint8)
+    assert computed(spec_of(crop_pct=1.0)).tensors(picture[None])[0].shape == (1, 3, 64, 64)
+
+
+def test_the_model_computes_from_the_picture_what_it_computed_from_pixels() -> None:
+    model, spec = read(exported()), spec_of(height=32, width=32)
+    picture = photograph(90, 70)
+    expected = run(model, preprocess(picture, spec)[None])
+    apply(model, EmbedPreprocess(spec))
+    seen = run(model, np.asarray(picture)[None])
+    np.testing.assert_allclose(seen, expected, atol=0.01)
+    image = onnx.load_model_from_string(ir.to_proto(model).SerializeToString()).graph.input[0]
+    assert (image.name, image.type.tensor_type.elem_type) == (INPUT_NAME, onnx.TensorProto.UINT8)
+
+
+def test_another_input_size_is_refused() -> None:
+    with pytest.raises(ToolchainError, match=r"expected \[batch, 3, 64, 64\]"):
+        apply(read(exported()), EmbedPreprocess(spec_of()))
+
+
+def test_a_model_is_embedded_once() -> None:
+    with pytest.raises(ToolchainError, match="expected image, float32"):
+        apply(alone(spec_of()), EmbedPreprocess(spec_of()))

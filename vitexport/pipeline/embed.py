@@ -1,0 +1,179 @@
+"""A shipped graph enters; the one file that an application needs, held against the Python preprocessing, leaves beside it.
+
+``model.app.onnx`` takes the picture, uint8 [batch, any height, any width, 3], and names the classes; labels, preprocessing
+and provenance are in its metadata. Where it does not do what the bundle does in Python, it does not ship.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitexport.artifacts import OnnxModel, Outputs, OutputSpec, data_file
+from vitexport.errors import ToolchainError
+from vitexport.machine import library_versions
+from vitexport.pipeline.candidates import is_foreign
+from vitexport.pipeline.work import Work
+from vitexport.preprocess import preprocess
+from vitexport.report import Check, at_least, skipped
+from vitexport.rewrites import InPlacePass, apply, load, remove, save, session
+from vitexport.rewrites.embed_preprocess import EmbedPreprocess, preprocess_model
+from vitexport.rewrites.rank_classes import RankClasses
+from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from vitexport.validate.latency import Runner, measure
+from vitexport.validate.metrics import agreement, cosine
+from vitexport.validate.pictures import compare_pictures, odd_pictures, typical_picture
+
+APP_FILE = "model.app.onnx"
+APP_ROLE = "onnx_app"
+# Outputs that name no classes follow the pixels, which are at most a level off.
+LEAST_COSINE = 0.9999
+COST_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """What came of it.
+
+    Attributes:
+        onnx: The file; None where it was refused.
+        checks: What it was held against.
+        figures: JSON values for the report: errors, size, and milliseconds where this machine runs the graph.
+        notes: Sentences for the report.
+    """
+
+    onnx: OnnxModel | None
+    checks: tuple[Check, ...]
+    figures: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def embed(work: Work, shipped: OnnxModel) -> Embedded:
+    """Write ``model.app.onnx`` beside `shipped`, and hold it against it."""
+    work.progress("putting the preprocessing into a graph")
+    with work.watch.stage("embed"):
+        if data_file(shipped.path).exists():
+            reason = "the weights need more than the 2 GB that one ONNX file holds; use --precision int8 or a smaller model"
+            return Embedded(onnx=None, checks=(skipped("picture_mean", reason),), figures={})
+        onnx = _write(work, shipped)
+        return _judge(work, shipped, onnx)
+
+
+def _write(work: Work, shipped: OnnxModel) -> OnnxModel:
+    source = work.prepared.source
+    model = load(shipped.path)
+    steps: list[InPlacePass] = [EmbedPreprocess(source.preprocess)]
+    if (scores := _scores(source.outputs)) is not None and work.request.top_indices:
+        steps.append(RankClasses(scores, work.request.top_indices))
+    apply(model, *steps)
+    model.metadata_props.update(_metadata(work, shipped))
+    path = work.folder / APP_FILE
+    save(model, path)
+    return OnnxModel.of(path, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
+
+
+def _metadata(work: Work, shipped: OnnxModel) -> dict[str, str]:
+    """What somebody who has only the file needs to know, each entry one JSON value."""
+    prepared = work.prepared
+    entries = {
+        "labels": prepared.labels,
+        "preprocess": prepared.source.preprocess.to_json(),
+        "model": prepared.source.to_json(),
+        "precision": shipped.precision,
+        "target": prepared.target.id,
+        "versions": library_versions(),
+    }
+    return {f"vitexport.{key}": json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in entries.items()}
+
+
+def _scores(outputs: tuple[OutputSpec, ...]) -> OutputSpec | None:
+    return next((output for output in outputs if output.names_classes), None)
+
+
+def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel) -> Embedded:
+    spec, pictures = work.prepared.source.preprocess, odd_pictures()
+    alone = preprocess_model(spec, output="pixels", opset=shipped.opset)
+    apply(alone, EmbedPreprocess(spec))
+    pixels = session(alone)
+    error = compare_pictures(pictures, spec, lambda picture: _first(pixels.tensors(picture[None])))
+    checks = list(error.checks)
+    figures: dict[str, Any] = {
+        "mean_levels": error.mean,
+        "largest_levels": error.largest,
+        "pictures": error.pictures,
+        "worst": error.worst,
+        "onnx_bytes": onnx.size,
+    }
+    notes: tuple[str, ...] = ()
+    plain, app = (OnnxRuntimeBackend(path) for path in (shipped.path, onnx.path))
+    try:
+        # Both compute in one arithmetic, whichever this machine has for the target's integers.
+        checks.append(_outputs_check(work, plain, app, pictures))
+    except ToolchainError as error:
+        if not is_foreign(work):
+            raise
+        checks.append(skipped("picture_outputs", f"for {work.prepared.target.name} only: {error}"))
+    if not is_foreign(work):
+        figures["latency"], note = _cost(work, plain, app, pixels)
+        notes = (note,)
+    if any(check.status == "failed" for check in checks):
+        remove(onnx.path)
+        refused = f"{APP_FILE} was refused and is not in the bundle: it does not do what the bundle does in Python."
+        return Embedded(onnx=None, checks=tuple(checks), figures=figures, notes=(refused,))
+    return Embedded(onnx=onnx, checks=tuple(checks), figures=figures, notes=notes)
+
+
+def _first(results: list[NDArray[Any]]) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = results[0][0]
+    return result
+
+
+def _outputs_check(
+    work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pictures: Mapping[str, Image.Image]
+) -> Check:
+    """The same pictures through both files: the same classes first, or outputs that point the same way."""
+    outputs, spec, count = work.prepared.source.outputs, work.prepared.source.preprocess, work.request.batch.minimum
+    expected, seen = [], []
+    for picture in pictures.values():
+        expected.append(plain.run(np.repeat(preprocess(picture, spec)[None], count, axis=0)))
+        seen.append(app.run(np.repeat(np.asarray(picture)[None], count, axis=0)))
+    if (scores := _scores(outputs)) is not None:
+        same = agreement(_stack(expected, scores.name), _stack(seen, scores.name))
+        message = f"same top-1 as with the Python preprocessing on {same:.0f} % of {len(pictures)} pictures"
+        return at_least("picture_outputs", same, 100.0, message, "percent")
+    least = min(cosine(_stack(expected, output.name), _stack(seen, output.name)) for output in outputs)
+    message = f"cosine {least:.6f} with the Python preprocessing over {len(pictures)} pictures"
+    return at_least("picture_outputs", least, LEAST_COSINE, message)
+
+
+def _stack(results: list[Outputs], name: str) -> NDArray[np.float32]:
+    return np.concatenate([result[name][:1] for result in results])
+
+
+def _cost(
+    work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pixels: OnnxRuntimeBackend
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """One photograph of 640 x 480 through both ways, in turn in one run."""
+    spec, picture, count = work.prepared.source.preprocess, typical_picture(), work.request.batch.minimum
+    prepared = np.repeat(preprocess(picture, spec)[None], count, axis=0)
+    array = np.repeat(np.asarray(picture)[None], count, axis=0)
+    runners: dict[str, Runner] = {
+        "python preprocessing": lambda _: [preprocess(picture, spec) for _ in range(count)],
+        "preprocessing in the graph": lambda _: pixels.tensors(array[:1]),
+        "model without": lambda _: plain.run(prepared),
+        "model with": lambda _: app.run(array),
+    }
+    timing = measure(runners, prepared, seconds=COST_SECONDS)
+    took = {name: row["p50_ms"] for name, row in timing.figures.items()}
+    note = (
+        f"Preprocessing a picture of 640 x 480 takes {took['preprocessing in the graph']:.2f} ms in the graph, "
+        f"{took['python preprocessing']:.2f} ms in Pillow and NumPy; the model takes {took['model with']:.2f} ms from the "
+        f"picture, {took['model without']:.2f} ms from its pixels (medians of one run, {app.description})."
+    )
+    return timing.figures, note

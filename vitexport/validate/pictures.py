@@ -1,0 +1,87 @@
+"""The package's photographs leave as pictures of real and odd sizes; another way to preprocess enters, and how far it is
+from Python's leaves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitexport.preprocess import PreprocessSpec, load_image, preprocess
+from vitexport.report import Check, at_most
+from vitexport.validate.probes import PHOTOGRAPHS
+
+# Of 255. Pillow rounds twice; a third level is what a rounding that falls otherwise in both directions may add.
+MEAN_LIMIT = 1.0
+LARGEST_LIMIT = 3.0
+# Width and height: a camera's 12 megapixels, a portrait, a line, a column, a strip, one smaller than any model's input.
+SIZES = ((4000, 3000), (480, 640), (300, 1), (1, 300), (1000, 33), (7, 5), (1, 1))
+TYPICAL = (640, 480)
+_EMBEDDED = "preprocessing in the graph against Pillow's"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PictureError:
+    """How far the graph's preprocessing is from Python's, in levels of 255.
+
+    Attributes:
+        mean: Of the picture with the largest mean.
+        largest: Of all values of all pictures.
+        pictures: How many were compared.
+        worst: Name of the picture with the largest mean.
+    """
+
+    mean: float
+    largest: float
+    pictures: int
+    worst: str
+
+    @property
+    def checks(self) -> tuple[Check, Check]:
+        """Both figures against their limits."""
+        where = f"{_EMBEDDED} on {self.pictures} pictures of 1 x 1 to 4000 x 3000"
+        return (
+            at_most("picture_mean", self.mean, MEAN_LIMIT, f"{where}: mean {self.mean:.5f} levels of 255", "levels"),
+            at_most("picture_largest", self.largest, LARGEST_LIMIT, f"largest {self.largest:.3f} levels of 255", "levels"),
+        )
+
+
+def odd_pictures() -> dict[str, Image.Image]:
+    """Every photograph of the package as it is, one of them in grey, and in each of `SIZES`, by name."""
+    photographs = {path.stem: load_image(path) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))}
+    name, picture = next(iter(photographs.items()))
+    grey = {f"{name}, grey": picture.convert("L").convert("RGB")}
+    sized = {f"{name}, {width} x {height}": picture.resize((width, height)) for width, height in SIZES}
+    return {**photographs, **grey, **sized}
+
+
+def typical_picture() -> Image.Image:
+    """A photograph of 640 x 480, to time with."""
+    return load_image(min(PHOTOGRAPHS.glob("*.jpg"))).resize(TYPICAL)
+
+
+def compare_pictures(
+    pictures: Mapping[str, Image.Image],
+    spec: PreprocessSpec,
+    embedded: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+) -> PictureError:
+    """Hold `embedded` against `preprocess` on each of `pictures`.
+
+    Args:
+        pictures: By name, RGB.
+        spec: The model's preprocessing.
+        embedded: uint8 [height, width, 3] to float32 [3, height, width], normalized.
+    """
+    levels = 255 * np.asarray(spec.std, np.float64).reshape(3, 1, 1)
+    means, largest = {}, 0.0
+    for name, picture in pictures.items():
+        difference = np.abs(embedded(np.asarray(picture)) - preprocess(picture, spec).astype(np.float64)) * levels
+        means[name] = float(difference.mean())
+        # A NaN stays one, and fails the check.
+        largest = float(np.maximum(largest, difference.max()))
+    worst = max(means, key=lambda name: np.nan_to_num(means[name], nan=np.inf))
+    return PictureError(mean=means[worst], largest=largest, pictures=len(means), worst=worst)
