@@ -24,6 +24,8 @@ OutputKind = Literal["logits", "probabilities", "embedding", "tokens", "feature_
 # What a model computes for n images: by name of the output, float32 [n, …].
 Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
 INPUT_NAME = "image"
+# Role of the model that takes the picture itself.
+ONNX_APP = "onnx_app"
 
 
 class Progress(Protocol):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import numpy as np
 
+from vitexport.apps import KINDS, AppKind, write_app
 from vitexport.artifacts import BatchRange, Outputs
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.cli import show
@@ -371,6 +372,24 @@ def compare(*, first: Path, second: Path, as_json: bool, quiet: bool, verbose: b
         show.print_json(comparison.to_json())
     else:
         show.show_comparison(comparison)
+    return EXIT_OK
+
+
+@cli.command(short_help="Write a project that runs a bundle in an application.")
+@BUNDLE
+@click.option("--for", "kind", type=click.Choice(KINDS), required=True, help="What the project is.")
+@click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="The project's folder; it must not exist.")
+@output_options
+def app(*, bundle: Path, kind: AppKind, out: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Write a small, complete project that classifies pictures with BUNDLE's model, without Python.
+
+    The model takes the picture itself, so BUNDLE is one for web or android-arm64, or was built with --embed-preprocess.
+    """
+    files = write_app(open_bundle(bundle), kind, out)
+    if as_json:
+        show.print_json({"project": str(out), "files": files})
+    elif not quiet:
+        click.echo(f"{out}: {', '.join(files)}")
     return EXIT_OK
 
 

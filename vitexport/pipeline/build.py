@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitexport import bundle as bundles
-from vitexport.artifacts import Engine, OnnxModel, Outputs, Progress, QuantRecipe
+from vitexport.artifacts import ONNX_APP, Engine, OnnxModel, Outputs, Progress, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
 from vitexport.engine import RAW_INPUT, make_engine, raw_output, write_check
 from vitexport.errors import DeviceError, InputError, MissingDependencyError, NothingToQuantizeError
@@ -21,7 +21,7 @@ from vitexport.legality.counts import graph_products
 from vitexport.machine import Stopwatch, describe_machine, library_versions
 from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
 from vitexport.pipeline.checkpoints import keep_checkpoints
-from vitexport.pipeline.embed import APP_ROLE, Embedded, embed
+from vitexport.pipeline.embed import Embedded, embed
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
@@ -429,7 +429,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
     if engine is not None and engine.path is not None:
         artifacts["engine"] = engine.path.name
     if embedded is not None and embedded.onnx is not None:
-        artifacts[APP_ROLE] = embedded.onnx.path.name
+        artifacts[ONNX_APP] = embedded.onnx.path.name
     bundles.write_manifest(
         folder,
         Manifest(

@@ -31,7 +31,6 @@ from vitexport.validate.metrics import agreement, cosine
 from vitexport.validate.pictures import compare_pictures, odd_pictures, typical_picture
 
 APP_FILE = "model.app.onnx"
-APP_ROLE = "onnx_app"
 # Outputs that name no classes follow the pixels, which are at most a level off.
 LEAST_COSINE = 0.9999
 COST_SECONDS = 1.0
@@ -61,11 +60,12 @@ def embed(work: Work, shipped: OnnxModel) -> Embedded:
         if data_file(shipped.path).exists():
             reason = "the weights need more than the 2 GB that one ONNX file holds; use --precision int8 or a smaller model"
             return Embedded(onnx=None, checks=(skipped("picture_mean", reason),), figures={})
-        onnx = _write(work, shipped)
-        return _judge(work, shipped, onnx)
+        onnx, outputs = _write(work, shipped)
+        return _judge(work, shipped, onnx, outputs)
 
 
-def _write(work: Work, shipped: OnnxModel) -> OnnxModel:
+def _write(work: Work, shipped: OnnxModel) -> tuple[OnnxModel, list[str]]:
+    """The file, and the names of its outputs."""
     source = work.prepared.source
     model = load(shipped.path)
     steps: list[InPlacePass] = [EmbedPreprocess(source.preprocess)]
@@ -75,7 +75,8 @@ def _write(work: Work, shipped: OnnxModel) -> OnnxModel:
     model.metadata_props.update(_metadata(work, shipped))
     path = work.folder / APP_FILE
     save(model, path)
-    return OnnxModel.of(path, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
+    onnx = OnnxModel.of(path, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
+    return onnx, [str(output.name) for output in model.graph.outputs]
 
 
 def _metadata(work: Work, shipped: OnnxModel) -> dict[str, str]:
@@ -96,7 +97,7 @@ def _scores(outputs: tuple[OutputSpec, ...]) -> OutputSpec | None:
     return next((output for output in outputs if output.names_classes), None)
 
 
-def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel) -> Embedded:
+def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: list[str]) -> Embedded:
     spec, pictures = work.prepared.source.preprocess, odd_pictures()
     alone = preprocess_model(spec, output="pixels", opset=shipped.opset)
     apply(alone, EmbedPreprocess(spec))
@@ -109,6 +110,7 @@ def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel) -> Embedded:
         "pictures": error.pictures,
         "worst": error.worst,
         "onnx_bytes": onnx.size,
+        "outputs": outputs,
     }
     notes: tuple[str, ...] = ()
     plain, app = (OnnxRuntimeBackend(path) for path in (shipped.path, onnx.path))

@@ -261,11 +261,14 @@ def _columns_first(steps: _Steps, image: ir.Value, down: _Matrix, across: _Matri
 
 
 def _normalized(steps: _Steps, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:
-    """What `_pixels` returns to (value / 255 - mean) / std, float32 [batch, 3, height, width]."""
-    mean, std = (np.asarray(values, np.float64).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    """What `_pixels` returns to (value / 255 - mean) / std, float32 [batch, 3, height, width].
+
+    Step by step as Python does it: a difference in the last bit would round otherwise where a layer is INT8.
+    """
+    mean, std = (steps.constant(np.reshape(values, (3, 1, 1)), np.float32) for values in (spec.mean, spec.std))
     planes = steps.op("Transpose", pixels, perm=[0, 2, 1, 3])
-    scaled = steps.op("Mul", planes, steps.constant(1 / (255 * std), np.float32))
-    return steps.op("Sub", scaled, steps.constant(mean / std, np.float32))
+    scaled = steps.op("Div", planes, steps.constant(255, np.float32))
+    return steps.op("Div", steps.op("Sub", scaled, mean), std)
 
 
 def _resized(steps: _Steps, height: ir.Value, width: ir.Value, spec: PreprocessSpec) -> tuple[ir.Value, ir.Value]:

@@ -1,0 +1,191 @@
+"""Projects that ``vitexport app`` writes: what is in them, and what those of them compute that can run here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, VALIDATION, Built
+from PIL import Image
+
+from vitexport.apps import KINDS, TEMPLATES, AppKind, write_app
+from vitexport.artifacts import BatchRange
+from vitexport.bundle import Bundle
+from vitexport.errors import InputError, UsageError
+from vitexport.preprocess import load_image
+from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from vitexport.validate.probes import PHOTOGRAPHS
+
+PACKAGES = ROOT / "scripts" / "npm" / "node_modules"
+CHROMIUM = Path("/usr/bin/chromium")
+DIGITS = sorted(VALIDATION.glob("*/*.png"))[::8]
+NODE = pytest.mark.skipif(
+    shutil.which("node") is None or not PACKAGES.is_dir(),
+    reason="node or its packages miss; run scripts/node-packages",
+)
+BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason="Debian's chromium is missing; run scripts/node-packages as root")
+
+
+def written(bundle: Bundle, kind: AppKind, folder: Path) -> Path:
+    """The project, with the packages of the tests where its own would be installed."""
+    write_app(bundle, kind, folder)
+    if kind in ("node", "web"):
+        (folder / "node_modules").symlink_to(PACKAGES)
+    return folder
+
+
+def ran(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A static server without any header of its own; the address of the folder on this machine."""
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_project_is_whole(kind: AppKind, web_bundle: Built, tmp_path: Path) -> None:
+    files = write_app(web_bundle.bundle, kind, tmp_path / kind)
+    model = next(name for name in files if name.endswith("model.onnx"))
+    app = web_bundle.bundle.artifact("onnx_app")
+    assert app is not None
+    assert (tmp_path / kind / model).read_bytes() == app.read_bytes()
+    assert {"README.md", ".gitignore"} <= set(files)
+    for name in files:
+        if name != model:
+            text = (tmp_path / kind / name).read_text(encoding="utf-8")
+            assert "@@" not in text, name
+            assert not re.search(r"[ \t]$", text, re.MULTILINE), name
+            assert text.endswith("\n"), name
+
+
+def test_templates_use_only_known_words() -> None:
+    words = {
+        word
+        for path in TEMPLATES.rglob("*")
+        if path.is_file()
+        for word in re.findall(r"@@([a-z]+)", path.read_text(encoding="utf-8"))
+    }
+    assert words == {"title", "slug", "precision", "mib"}
+
+
+@NODE
+def test_node_computes_what_python_computes(web_bundle: Built, tmp_path: Path) -> None:
+    project = written(web_bundle.bundle, "node", tmp_path / "node")
+    pictures = list(DIGITS)
+    for name in ("astronaut", "coffee", "chelsea"):
+        # JPEG decoders differ in the last bit.
+        pictures.append(tmp_path / f"{name}.png")
+        load_image(PHOTOGRAPHS / f"{name}.jpg").save(pictures[-1])
+    assert len(pictures) == 53
+    answers = json.loads(ran(["node", "classify.js", "--json", *map(str, pictures)], project))
+    backend = OnnxRuntimeBackend(project / "model.onnx")
+    labels = web_bundle.bundle.manifest.labels
+    assert labels is not None
+    for path, seen in zip(pictures, answers, strict=True):
+        expected = backend.run(np.asarray(load_image(path))[None])
+        np.testing.assert_allclose(seen["logits"], expected["logits"][0], atol=1e-3, err_msg=path.name)
+        top = [entry["label"] for entry in seen["top"]]
+        assert top == [labels[index] for index in expected["top_indices"][0]], path.name
+        assert seen["milliseconds"] > 0
+
+
+@NODE
+def test_the_written_node_project_passes_its_own_tests(web_bundle: Built, tmp_path: Path) -> None:
+    project = written(web_bundle.bundle, "node", tmp_path / "node")
+    assert "# fail 0" in ran(["node", "--test", "--test-reporter=tap"], project)
+    for path in project.glob("**/*.js"):
+        if "node_modules" not in path.parts:
+            ran(["node", "--check", str(path)], project)
+
+
+@NODE
+def test_node_says_which_file_is_no_picture(web_bundle: Built, tmp_path: Path) -> None:
+    project = written(web_bundle.bundle, "node", tmp_path / "node")
+    command = ["node", "classify.js", "README.md", str(DIGITS[0])]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("README.md: ")
+    assert str(DIGITS[0]) in done.stdout
+
+
+@NODE
+@BROWSER
+def test_the_page_names_the_same_class_in_a_browser(web_bundle: Built, tmp_path: Path) -> None:
+    project = written(web_bundle.bundle, "web", tmp_path / "web")
+    ran(["node", "vendor.js"], project)
+    (project / "node_modules").unlink()
+    screenshot, picture = tmp_path / "page.png", DIGITS[20]
+    with served(project) as address:
+        command = ["node", str(Path(__file__).parent / "browse.mjs"), str(PACKAGES), address, str(picture), str(screenshot)]
+        report = json.loads(ran(command, tmp_path))
+    expected = OnnxRuntimeBackend(project / "model.onnx").run(np.asarray(load_image(picture))[None])
+    labels = web_bundle.bundle.manifest.labels
+    assert labels is not None
+    assert report["labels"][0] == labels[expected["top_indices"][0][0]]
+    assert float(report["percents"][0].split()[0]) == pytest.approx(100 * expected["probabilities"].max(), abs=0.1)
+    assert len(report["labels"]) == 5
+    assert report["milliseconds"] > 0
+    assert report["announcement"].startswith(f"{report['labels'][0]}, ")
+    assert (report["complaints"], report["focused"]) == ([], "file")
+    assert "32 × 32 pixels" in report["status"]
+    with Image.open(screenshot) as image:
+        assert image.size == (1000, 620)
+
+
+def test_a_bundle_without_such_a_model_says_how_to_get_one(cpu_bundle: Built, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--target web.*--embed-preprocess"):
+        write_app(cpu_bundle.bundle, "node", tmp_path / "node")
+
+
+def test_what_names_no_class_or_takes_several_pictures_is_refused(
+    embedding_bundle: Built, web_bundle: Built, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="names no classes"):
+        write_app(embedding_bundle.bundle, "node", tmp_path / "node")
+    manifest = dataclasses.replace(web_bundle.bundle.manifest, batch=BatchRange.parse("4"))
+    with pytest.raises(UsageError, match="takes 4 pictures at once"):
+        write_app(dataclasses.replace(web_bundle.bundle, manifest=manifest), "web", tmp_path / "web")
+
+
+def test_an_existing_folder_is_not_touched(web_bundle: Built, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "mine").write_text("kept", encoding="utf-8")
+    with pytest.raises(InputError, match="not touched"):
+        write_app(web_bundle.bundle, "node", tmp_path / "node")
+    assert [path.name for path in (tmp_path / "node").iterdir()] == ["mine"]
+
+
+def test_any_name_becomes_one_that_every_ecosystem_takes(web_bundle: Built, tmp_path: Path) -> None:
+    manifest = web_bundle.bundle.manifest
+    odd = dataclasses.replace(manifest, model={**manifest.model, "name": 'hf-hub:org/My "Model" <v2>&amp;.in1k'})
+    write_app(dataclasses.replace(web_bundle.bundle, manifest=odd), "node", tmp_path / "node")
+    package = json.loads((tmp_path / "node" / "package.json").read_text(encoding="utf-8"))
+    assert re.fullmatch(r"[a-z0-9-]+", package["name"])
+    assert not set('"<>&') & set((tmp_path / "node" / "README.md").read_text(encoding="utf-8").splitlines()[0])

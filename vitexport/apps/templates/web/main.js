@@ -1,0 +1,150 @@
+// The page: a picture enters by picker, drop, paste or camera; its likeliest classes are shown, with what they took.
+
+const element = (id) => document.getElementById(id);
+const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+const canvas = element("picture");
+const video = element("camera");
+// Only the answer to the last picture is shown.
+let asked = 0;
+
+worker.addEventListener("message", ({ data }) => {
+  if (data.kind === "progress") {
+    if (data.total) element("progress").value = data.received / data.total;
+  } else if (data.kind === "ready") {
+    element("progress").hidden = true;
+    const size = data.metadata.preprocess;
+    const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
+    element("status").textContent = `Ready: ${size.width} × ${size.height} pixels, ${threads}`;
+  } else if (data.kind === "failed") {
+    element("progress").hidden = true;
+    if (!data.id) element("status").textContent = "The model could not be loaded.";
+    complain(data.message);
+  } else if (data.id === asked) show(data);
+});
+worker.addEventListener("error", () => complain("The page's worker could not start; run npm install, and serve the folder."));
+
+function complain(message) {
+  element("problem").textContent = message;
+  element("problem").hidden = !message;
+}
+
+function show({ top, milliseconds }) {
+  element("results").hidden = false;
+  element("results").removeAttribute("aria-busy");
+  const percent = (value) => `${(value * 100).toFixed(1)} %`;
+  element("top").replaceChildren(
+    ...top.map(({ label, probability }) => {
+      const item = document.createElement("li");
+      const part = (name, text = "") => {
+        const node = document.createElement(name === "track" || name === "bar" ? "div" : "span");
+        node.className = name;
+        node.textContent = text;
+        return node;
+      };
+      const track = part("track");
+      track.setAttribute("aria-hidden", "true");
+      const bar = part("bar");
+      bar.style.width = percent(probability).replace(" ", "");
+      track.append(bar);
+      item.append(part("label", label), part("percent", percent(probability)), track);
+      return item;
+    }),
+  );
+  element("milliseconds").textContent = `${milliseconds.toFixed(1)} ms`;
+  element("announcement").textContent = `${top[0].label}, ${percent(top[0].probability)}, in ${milliseconds.toFixed(0)} milliseconds`;
+}
+
+/** Show `source`, something that a canvas can draw, and ask for its classes. */
+function classify(source, width, height, name) {
+  complain("");
+  canvas.width = width;
+  canvas.height = height;
+  canvas.hidden = false;
+  canvas.classList.toggle("small", Math.max(width, height) < 200);
+  canvas.setAttribute("aria-label", name);
+  element("empty").hidden = true;
+  element("stage").classList.add("filled");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(source, 0, 0, width, height);
+  const { data } = context.getImageData(0, 0, width, height);
+  element("results").setAttribute("aria-busy", "true");
+  asked += 1;
+  worker.postMessage({ id: asked, rgba: data, height, width }, [data.buffer]);
+}
+
+async function open(file) {
+  stopCamera();
+  try {
+    const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" });
+    classify(bitmap, bitmap.width, bitmap.height, file.name || "pasted picture");
+    bitmap.close();
+  } catch {
+    complain(`${file.name || "This"} is not a picture that this browser can read.`);
+  }
+}
+
+element("file").addEventListener("change", ({ target }) => {
+  if (target.files.length) open(target.files[0]);
+  // The same file can then be chosen again.
+  target.value = "";
+});
+
+const stage = element("stage");
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    stage.classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) stage.classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  stage.classList.remove("over");
+  const file = event.dataTransfer.files[0];
+  if (file) open(file);
+});
+document.addEventListener("paste", (event) => {
+  const file = event.clipboardData.files[0];
+  if (file) open(file);
+});
+
+function stopCamera() {
+  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+  video.srcObject = null;
+  video.hidden = true;
+  element("shoot").hidden = true;
+  element("camera-button").setAttribute("aria-pressed", "false");
+  element("camera-button").textContent = "Use the camera";
+}
+
+element("camera-button").addEventListener("click", async () => {
+  if (video.srcObject) {
+    stopCamera();
+    element("empty").hidden = !canvas.hidden;
+    return;
+  }
+  try {
+    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    await video.play();
+  } catch {
+    stopCamera();
+    complain("There is no camera that this page may use.");
+    return;
+  }
+  complain("");
+  canvas.hidden = true;
+  element("empty").hidden = true;
+  video.hidden = false;
+  element("shoot").hidden = false;
+  element("camera-button").setAttribute("aria-pressed", "true");
+  element("camera-button").textContent = "Stop the camera";
+  element("shoot").focus();
+});
+
+element("shoot").addEventListener("click", () => {
+  classify(video, video.videoWidth, video.videoHeight, "picture from the camera");
+  stopCamera();
+  element("camera-button").focus();
+});
