@@ -34,6 +34,7 @@ from vitexport.errors import (
 )
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
+from vitexport.triton import ServeRequest, write_repository
 
 if TYPE_CHECKING:
     from vitexport.validate.bench import Beside
@@ -372,6 +373,45 @@ def compare(*, first: Path, second: Path, as_json: bool, quiet: bool, verbose: b
         show.print_json(comparison.to_json())
     else:
         show.show_comparison(comparison)
+    return EXIT_OK
+
+
+@cli.command(short_help="Add a bundle to a Triton model repository.")
+@click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE...")
+@click.option("-o", "--out", type=PATH, required=True, metavar="REPOSITORY", help="The repository; made if it is not there.")
+@click.option("--name", metavar="NAME", help="Of the model there (default: the model's own).")
+@click.option("--instances", type=int, default=1, show_default=True, metavar="N", help="Copies on the CPU, or on each GPU.")
+@click.option(
+    "--queue-delay",
+    type=int,
+    default=500,
+    show_default=True,
+    metavar="US",
+    help="Microseconds that a request may wait to share a batch.",
+)
+@output_options
+def triton(
+    *,
+    bundles: tuple[Path, ...],
+    out: Path,
+    name: str | None,
+    instances: int,
+    queue_delay: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Add BUNDLE to a model repository of the Triton Inference Server, as a new version.
+
+    The model takes the picture itself, or stands behind one that preprocesses it. Several bundles are one model for several
+    GPUs: the engines that vitexport engine built there become plans by compute capability.
+    """
+    request = ServeRequest(name=name, instances=instances, queue_delay_us=queue_delay)
+    added = write_repository([open_bundle(bundle) for bundle in bundles], out, request)
+    if as_json:
+        show.print_json({"repository": str(out), "added": added})
+    elif not quiet:
+        click.echo(f"{out}: {', '.join(added)}")
     return EXIT_OK
 
 

@@ -64,8 +64,8 @@ def embed(work: Work, shipped: OnnxModel) -> Embedded:
         return _judge(work, shipped, onnx, outputs)
 
 
-def _write(work: Work, shipped: OnnxModel) -> tuple[OnnxModel, list[str]]:
-    """The file, and the names of its outputs."""
+def _write(work: Work, shipped: OnnxModel) -> tuple[OnnxModel, dict[str, list[int]]]:
+    """The file, and the shape of each of its outputs for one picture."""
     source = work.prepared.source
     model = load(shipped.path)
     steps: list[InPlacePass] = [EmbedPreprocess(source.preprocess)]
@@ -76,7 +76,8 @@ def _write(work: Work, shipped: OnnxModel) -> tuple[OnnxModel, list[str]]:
     path = work.folder / APP_FILE
     save(model, path)
     onnx = OnnxModel.of(path, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
-    return onnx, [str(output.name) for output in model.graph.outputs]
+    shapes = {str(output.name): output.shape for output in model.graph.outputs}
+    return onnx, {name: [int(str(size)) for size in tuple(shape or ())[1:]] for name, shape in shapes.items()}
 
 
 def _metadata(work: Work, shipped: OnnxModel) -> dict[str, str]:
@@ -97,7 +98,7 @@ def _scores(outputs: tuple[OutputSpec, ...]) -> OutputSpec | None:
     return next((output for output in outputs if output.names_classes), None)
 
 
-def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: list[str]) -> Embedded:
+def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str, list[int]]) -> Embedded:
     spec, pictures = work.prepared.source.preprocess, odd_pictures()
     alone = preprocess_model(spec, output="pixels", opset=shipped.opset)
     apply(alone, EmbedPreprocess(spec))
@@ -110,7 +111,7 @@ def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: list[str]) 
         "pictures": error.pictures,
         "worst": error.worst,
         "onnx_bytes": onnx.size,
-        "outputs": outputs,
+        "outputs": dict(outputs),
     }
     notes: tuple[str, ...] = ()
     plain, app = (OnnxRuntimeBackend(path) for path in (shipped.path, onnx.path))

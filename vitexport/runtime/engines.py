@@ -122,6 +122,15 @@ def names(bundle: Bundle) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def every(bundle: Bundle) -> tuple[BuiltHere, ...]:
+    """All engines of `bundle`, verified, whatever machine they were built on.
+
+    Raises:
+        BundleError: One was changed, or belongs to another bundle.
+    """
+    return tuple(_verified(bundle, name, None) for name in names(bundle))
+
+
 def find(bundle: Bundle, here: Fingerprint) -> BuiltHere | None:
     """The engine of `bundle` for this machine, verified: one that was built on a machine like it, else one that serves it.
 
