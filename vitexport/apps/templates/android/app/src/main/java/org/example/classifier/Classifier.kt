@@ -1,0 +1,58 @@
+package org.example.classifier
+
+import ai.onnxruntime.OnnxJavaType
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtSession
+import android.graphics.Bitmap
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import org.json.JSONArray
+
+/** A class and how likely it is, 0 to 1. */
+data class Guess(val label: String, val probability: Float)
+
+/** The likeliest classes, likeliest first, and what the model took. */
+data class Answer(val guesses: List<Guess>, val milliseconds: Double)
+
+/**
+ * A bitmap enters; its likeliest classes leave. Resizing, cropping, normalization, softmax and ranking are in the model, its
+ * labels in the model's metadata. Not for two threads at once.
+ */
+class Classifier(model: ByteArray) : AutoCloseable {
+    private val environment = OrtEnvironment.getEnvironment()
+    private val session: OrtSession = OrtSession.SessionOptions().use { environment.createSession(model, it) }
+    private val labels: JSONArray? =
+        session.metadata.customMetadata["vitexport.labels"]?.takeIf { it != "null" }?.let { JSONArray(it) }
+
+    fun classify(bitmap: Bitmap): Answer {
+        val shape = longArrayOf(1, bitmap.height.toLong(), bitmap.width.toLong(), 3)
+        return OnnxTensor.createTensor(environment, rgb(bitmap), shape, OnnxJavaType.UINT8).use { image ->
+            val start = System.nanoTime()
+            session.run(mapOf("image" to image), setOf("probabilities", "top_indices")).use { outputs ->
+                val milliseconds = (System.nanoTime() - start) / 1e6
+                val probabilities = (outputs.get("probabilities").get() as OnnxTensor).floatBuffer
+                val indices = (outputs.get("top_indices").get() as OnnxTensor).longBuffer
+                val guesses = List(indices.remaining()) { place ->
+                    val index = indices.get(place).toInt()
+                    Guess(labels?.getString(index) ?: index.toString(), probabilities.get(index))
+                }
+                Answer(guesses, milliseconds)
+            }
+        }
+    }
+
+    override fun close() = session.close()
+
+    /** Red, green and blue of every pixel, row by row. */
+    private fun rgb(bitmap: Bitmap): ByteBuffer {
+        val pixels = IntArray(bitmap.width * bitmap.height)
+        bitmap.getPixels(pixels, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)
+        val bytes = ByteBuffer.allocateDirect(3 * pixels.size).order(ByteOrder.nativeOrder())
+        for (pixel in pixels) {
+            bytes.put((pixel shr 16).toByte()).put((pixel shr 8).toByte()).put(pixel.toByte())
+        }
+        bytes.rewind()
+        return bytes
+    }
+}

@@ -1,0 +1,95 @@
+package org.example.classifier
+
+import android.app.Activity
+import android.content.Intent
+import android.graphics.Bitmap
+import android.graphics.BitmapFactory
+import android.graphics.Matrix
+import android.net.Uri
+import android.os.Bundle
+import android.widget.Button
+import android.widget.ImageView
+import android.widget.TextView
+import androidx.exifinterface.media.ExifInterface
+import java.util.concurrent.Executors
+
+/** Shows a picture that the user chooses, and its likeliest classes. */
+class MainActivity : Activity() {
+    // One thread, for the model takes one picture at a time and must not hold up the screen.
+    private val worker = Executors.newSingleThreadExecutor()
+    private var classifier: Classifier? = null
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        setContentView(R.layout.activity_main)
+        val button = findViewById<Button>(R.id.choose)
+        button.setOnClickListener {
+            val intent = Intent(Intent.ACTION_GET_CONTENT).setType("image/*").addCategory(Intent.CATEGORY_OPENABLE)
+            startActivityForResult(intent, CHOOSE)
+        }
+        inBackground {
+            classifier = Classifier(assets.open(MODEL).use { it.readBytes() })
+            runOnUiThread {
+                button.isEnabled = true
+                say(getString(R.string.ready))
+            }
+        }
+    }
+
+    override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
+        super.onActivityResult(requestCode, resultCode, data)
+        val uri = data?.data
+        if (requestCode == CHOOSE && resultCode == RESULT_OK && uri != null) {
+            inBackground { classify(uri) }
+        }
+    }
+
+    override fun onDestroy() {
+        worker.execute { classifier?.close() }
+        worker.shutdown()
+        super.onDestroy()
+    }
+
+    private fun classify(uri: Uri) {
+        val bitmap = decode(uri)
+        if (bitmap == null) {
+            runOnUiThread { say(getString(R.string.unreadable)) }
+            return
+        }
+        val answer = classifier?.classify(bitmap) ?: return
+        val lines = answer.guesses.map { getString(R.string.line, it.probability * 100, it.label) }
+        runOnUiThread {
+            findViewById<ImageView>(R.id.picture).setImageBitmap(bitmap)
+            say((lines + getString(R.string.took, answer.milliseconds)).joinToString("\n"))
+        }
+    }
+
+    /** The picture in its own size, upright; null where it is none. */
+    private fun decode(uri: Uri): Bitmap? {
+        val options = BitmapFactory.Options().apply { inPreferredConfig = Bitmap.Config.ARGB_8888 }
+        val bitmap = contentResolver.openInputStream(uri)?.use { BitmapFactory.decodeStream(it, null, options) } ?: return null
+        val turn = contentResolver.openInputStream(uri)?.use { ExifInterface(it).rotationDegrees } ?: 0
+        if (turn == 0) return bitmap
+        val matrix = Matrix().apply { postRotate(turn.toFloat()) }
+        return Bitmap.createBitmap(bitmap, 0, 0, bitmap.width, bitmap.height, matrix, false)
+    }
+
+    private fun inBackground(work: () -> Unit) {
+        worker.execute {
+            try {
+                work()
+            } catch (error: Exception) {
+                runOnUiThread { say(getString(R.string.failed, error.message ?: error.javaClass.simpleName)) }
+            }
+        }
+    }
+
+    private fun say(text: String) {
+        findViewById<TextView>(R.id.answer).text = text
+    }
+
+    private companion object {
+        const val CHOOSE = 1
+        const val MODEL = "model.onnx"
+    }
+}

@@ -1,0 +1,38 @@
+// Pictures enter as file names; their likeliest classes leave on stdout.
+
+#include <cstdio>
+#include <exception>
+
+#include "classifier.hpp"
+#include "labels.hpp"
+#include "picture.hpp"
+
+int main(int count, char** words) {
+  if (count < 3) {
+    std::fprintf(stderr, "usage: %s model.onnx PICTURE...\n", words[0]);
+    return 2;
+  }
+  int failures = 0;
+  try {
+    Classifier classifier(words[1]);
+    const auto labels = read_labels(classifier.metadata("labels"));
+    for (int index = 2; index < count; ++index) {
+      try {
+        const Answer answer = classifier.classify(read_picture(words[index]));
+        std::printf("%s  (%.1f ms)\n", words[index], answer.milliseconds);
+        for (const Guess& guess : answer.guesses) {
+          const auto place = static_cast<std::size_t>(guess.index);
+          const std::string label = place < labels.size() ? labels[place] : std::to_string(guess.index);
+          std::printf("  %6.2f %%  %s\n", guess.probability * 100.0, label.c_str());
+        }
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "%s\n", error.what());
+        failures = 1;
+      }
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return failures;
+}
