@@ -58,7 +58,7 @@ RECIPE = {"layers": [], "images": {}, "settings": {"placement": "A", "observer":
 # Every file of each bundle, so that each is a test of its own; a test below holds the lists against the folders.
 TINY_FILES = ("golden/logits.npy", "golden/pixels.npy", "manifest.json", "model.onnx", "report.json", "report.md")
 CPU_FILES = (*TINY_FILES, "model.float.onnx")
-L4_FILES = (*CPU_FILES, "model.engine")
+L4_FILES = (*CPU_FILES, "model.engine", "golden/checkpoints.json", "golden/checkpoints.npy")
 
 
 def classes(**changes: Any) -> OutputSpec:

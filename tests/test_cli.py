@@ -284,7 +284,7 @@ def test_a_plan_without_problems_lists_the_steps(vitexport: Command) -> None:
 
 def test_targets_lists_and_describes(vitexport: Command) -> None:
     listed = json.loads(vitexport("targets", "--json").stdout)
-    assert len(listed) == 40
+    assert len(listed) == 42
     assert "TensorRT 10.3.0" in vitexport("targets", "jetson-orin-nano-8gb", "--jetpack", "6.2").stdout
     assert_refused(vitexport("targets", "jetson-orin"), 2, "not in the catalogue", "jetson-orin-nano-8gb")
 
@@ -308,7 +308,7 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
         (("build", *TINY_WORDS, "--target", "l4", "--batch", "9" * 5000), 2, ("is not valid",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--img-size", "33"), 3, ("patches of 8 x 8", "32 and 40")),
         (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "x"), 2, ("KEY=VALUE",)),
-        (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "scripts"), 3, ("holds no images",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "tests" / "fakes"), 3, ("holds no images",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--calibration", ROOT / "nowhere"), 3, ("does not exist",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--data", ROOT / "calibration"), 3, ("2 class folders", "10 classes")),
         (("build", *TINY_WORDS, "--target", "cpu", "-o", "/proc/no/such"), 3, ("cannot be created",)),

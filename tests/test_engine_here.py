@@ -550,6 +550,9 @@ def build_in_a_process(root: Path, ready: Any) -> None:
 
 
 def test_a_kill_at_any_moment_leaves_a_bundle_that_verifies(orin: Device) -> None:
+    # Python 3.11's fork server looks for what it is to load beforehand on the path of a new interpreter alone; without
+    # that each of the fifty processes would import PyTorch anew.
+    orin.monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     before = snapshot(orin.root)

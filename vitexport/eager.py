@@ -69,7 +69,7 @@ def _same_architecture(manifest: Manifest) -> nn.Module | str:
     made = manifest.model
     name = _name(manifest)
     if ":" not in name and not timm.is_model(name):
-        return f"timm {timm.__version__} has no architecture {name!r}"
+        return f"timm {timm.__version__} has no architecture {name or made['name']!r}"
     kinds = {output.kind for output in manifest.outputs}
     features = tuple(
         int(output.name.removeprefix("feature_")) for output in manifest.outputs if output.kind == "feature_map"

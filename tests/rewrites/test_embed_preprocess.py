@@ -76,8 +76,9 @@ def test_pixels_are_pillow_s(interpolation: str, mode: CropMode, height: int, wi
         seen = backend.tensors(np.asarray(picture)[None])[0]
         assert seen.shape == (1, 3, height, width)
         distance = levels(spec, seen[0], picture)
-        # A level where a sum of float32 falls on the other side of a half; bilinear's few weights meet halves most often.
-        assert distance.max() < 1.001, size
+        # A level in each of the two directions where a sum of float32 falls on the other side of a half; bilinear's few
+        # weights meet halves most often.
+        assert distance.max() < 2.001, size
         assert (distance > 0.5).mean() < 0.1, size
 
 
