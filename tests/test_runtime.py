@@ -306,7 +306,7 @@ def test_a_dynamic_graph_gives_an_image_the_same_logits_in_any_batch(l4_bundle: 
 
 
 def test_a_bundle_whose_engine_is_not_built_yet_says_how(jetson_bundle: Built) -> None:
-    message = r"holds no engine: .*engine\.sh .* calls trtexec"
+    message = r"holds no engine: .*engine\.sh, which calls trtexec"
     with pytest.raises(DeviceError, match=message):
         load(jetson_bundle.root, backend="tensorrt")
     for instead in (load(jetson_bundle.root), load(jetson_bundle.root, backend="onnxruntime")):
