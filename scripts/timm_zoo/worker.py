@@ -203,6 +203,19 @@ def enliven(model: nn.Module, generator: torch.Generator) -> None:
             buffer.copy_(0.05 * normal(buffer))
         elif name.endswith("running_var"):
             buffer.copy_(1 + 0.2 * torch.rand(buffer.shape, generator=generator))
+    scale_queries(model)
+
+
+@torch.no_grad()
+def scale_queries(model: nn.Module) -> None:
+    """Give the norm of Gemma 4's queries the 1/sqrt(d) that its attention leaves to training.
+
+    With weights of 1 the softmax picks one token, and PyTorch's own float32 is 2e-4 away from its float64.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Gemma4Attention":
+            weight = module.get_parameter("q_norm.weight")
+            weight.mul_(weight.numel() ** -0.5)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from graphs import LOGITS, graph_of, operators, run
 from onnx import TensorProto, helper
 
 from vitexport.rewrites import apply
-from vitexport.rewrites.simplify import FREE_BYTES, Simplify
+from vitexport.rewrites.simplify import FREE_BYTES, GROWTH, Simplify
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(0, 1, (2, 3, 4, 4)).astype(np.float32)
@@ -41,6 +41,20 @@ def test_a_constant_that_grows_much_stays_computed() -> None:
     model = graph_of(nodes, constants, [2, width])
     apply(model, Simplify())
     assert operators(model) == {"Expand": 1, "Mul": 1}
+
+
+def test_a_position_embedding_is_resampled_now_however_much_it_grows() -> None:
+    side = 1024
+    table = RANDOM.normal(0, 1, (1, 1, 4, 4)).astype(np.float32)
+    constants = {"table": table, "sizes": np.asarray([1, 1, side, side])}
+    nodes = [
+        node("Resize", ["table", "", "", "sizes"], ["resized"], mode="cubic", antialias=1),
+        node("Add", ["image", "resized"], [LOGITS]),
+    ]
+    model = graph_of(nodes, constants, [1, 1, side, side])
+    assert side * side * 4 > FREE_BYTES + GROWTH * sum(array.nbytes for array in constants.values())
+    apply(model, Simplify())
+    assert operators(model) == {"Add": 1}
 
 
 def test_a_constant_output_keeps_its_name() -> None:

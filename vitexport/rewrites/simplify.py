@@ -114,7 +114,10 @@ class FoldConstants(InPlacePass):
         arrays = evaluate(_part(model, nodes, wanted), [str(value.name) for value in wanted])
         changed = moved
         for value, array in zip(wanted, arrays, strict=True):
-            if value.is_graph_output() or array.nbytes > FREE_BYTES + GROWTH * _read(value, inside):
+            sources = _sources(value, inside)
+            grown = array.nbytes > FREE_BYTES + GROWTH * _read(sources)
+            # A position embedding is resampled now, whatever it grows by: no parser of TensorRT takes an antialiased Resize.
+            if value.is_graph_output() or (grown and not any(node.op_type == "Resize" for node in sources)):
                 continue
             folded = add_constant(graph, str(value.name), array)
             value.replace_all_uses_with(folded)
@@ -196,20 +199,19 @@ def _part(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> byte
     return data
 
 
-def _read(value: ir.Value, inside: set[ir.Node]) -> int:
-    """Bytes of the constants that `value` is computed from."""
-    total, seen, stack = 0, set(), [value]
+def _sources(value: ir.Value, inside: set[ir.Node]) -> set[ir.Node]:
+    """Nodes that `value` is computed by."""
+    found: set[ir.Node] = set()
+    stack = [value.producer()]
     while stack:
-        producer = stack.pop().producer()
-        if producer is None or producer in seen or producer not in inside:
-            continue
-        seen.add(producer)
-        for source in producer.inputs:
-            if source is None:
-                continue
-            array = constant(source)
-            if array is None:
-                stack.append(source)
-            else:
-                total += array.nbytes
-    return total
+        node = stack.pop()
+        if node is not None and node in inside and node not in found:
+            found.add(node)
+            stack.extend(source.producer() for source in node.inputs if source is not None)
+    return found
+
+
+def _read(nodes: set[ir.Node]) -> int:
+    """Bytes of the constants that `nodes` read."""
+    arrays = [constant(source) for node in nodes for source in node.inputs if source is not None]
+    return sum(array.nbytes for array in arrays if array is not None)
