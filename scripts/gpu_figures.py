@@ -144,6 +144,10 @@ def measure(name: str, request: BuildRequest, pytorch: Any) -> tuple[list[Row], 
                 skipped += [check.message for check in report.checks if check.status == "failed"]
             with load(bundle.root, backend=backend) as model:
                 report = validate_bundle(model, None, 1.0, silent)
+                if report.exit_code != 0:
+                    failed = "; ".join(check.message for check in report.checks if check.status == "failed")
+                    skipped.append(f"{name}, {request.precision}, {backend}: computes wrong, so it was not timed: {failed}")
+                    continue
                 outputs = report.measurements["golden"].get("outputs", {})
                 sqnr = min((figures["sqnr_db"] for figures in outputs.values()), default=None)
                 timed = bench_bundle(model, BenchRequest(batch=8, seconds=SECONDS), pytorch=pytorch(bundle.manifest))

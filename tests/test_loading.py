@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import types
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from conftest import VALIDATION, Built
 
-from vitexport.errors import DeviceError, MissingDependencyError, UsageError
+from vitexport.errors import DeviceError, MissingDependencyError, ToolchainError, UsageError
 from vitexport.runtime import load
 from vitexport.runtime.backends import onnx_runtime
 
@@ -67,6 +67,29 @@ def test_without_a_gpu_the_onnx_runs_on_the_cpu_as_it_is_written(
     assert "holds no engine" in str(model.fallback)
 
 
+def test_a_library_that_fails_is_no_reason_to_stop_where_nothing_was_asked_for_by_name(
+    gpu: type[FakeSession], monkeypatch: pytest.MonkeyPatch, l4_bundle: Built
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ToolchainError("TensorRT-RTX is installed but cannot be imported: no library")
+
+    monkeypatch.setattr("vitexport.runtime.loading.open_engine", broken)
+    assert "cannot be imported" in str(load(l4_bundle.root).fallback)
+    with pytest.raises(ToolchainError, match="cannot be imported"):
+        load(l4_bundle.root, backend="tensorrt")
+    whole = gpu.__init__
+
+    def no_memory(self: FakeSession, model: str, options: Any, providers: list[Any], **words: Any) -> None:
+        if len(providers) > 1:
+            raise RuntimeError("out of memory")
+        whole(self, model, options, providers, **words)
+
+    monkeypatch.setattr(gpu, "__init__", no_memory)
+    model = load(l4_bundle.root)
+    assert model.backend.description.endswith("graph as written")
+    assert re.search(r"cannot be imported.* out of memory", str(model.fallback))
+
+
 def test_what_was_asked_for_by_name_is_not_replaced(gpu: type[FakeSession], jetson_bundle: Built) -> None:
     gpu.starts = False
     with pytest.raises(DeviceError, match=r"CUDA provider of ONNX Runtime .* does not start on this machine"):
@@ -94,7 +117,7 @@ def test_a_build_of_onnx_runtime_without_the_provider_is_refused(
         load(jetson_bundle.root, backend=backend)
 
 
-def test_the_tensorrt_provider_may_use_the_graphs_types_and_keeps_its_engines(
+def test_the_tensorrt_provider_may_use_the_graphs_types_and_keeps_nothing(
     gpu: type[FakeSession], l4_bundle: Built, cpu_bundle: Built
 ) -> None:
     model = load(l4_bundle.root, backend="onnxruntime-tensorrt")
@@ -103,7 +126,8 @@ def test_the_tensorrt_provider_may_use_the_graphs_types_and_keeps_its_engines(
     assert (name, cuda, cpu) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", {}), "CPUExecutionProvider")
     assert (settings["trt_fp16_enable"], settings["trt_int8_enable"]) == ("1", "1")
     assert settings["trt_profile_max_shapes"] == "image:8x3x32x32"
-    assert Path(settings["trt_engine_cache_path"]).parent == l4_bundle.root / "cache"
+    # What it kept, it would load again unverified.
+    assert not any("cache" in name for name in settings)
     with pytest.raises(UsageError, match="ONNX Runtime's CPU provider, and onnxruntime-tensorrt has no use for it"):
         load(cpu_bundle.root, backend="onnxruntime-tensorrt")
 

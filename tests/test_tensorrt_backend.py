@@ -313,6 +313,17 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph_and_says_so(mach
     assert str(backend.graph_refusal).startswith("the engine cannot be recorded (cudaErrorStreamCaptureInvalidated)")
 
 
+def test_no_memory_for_a_graph_is_no_reason_to_fail(machine: Machine) -> None:
+    backend = opened(machine)
+    machine.cuda.full = True
+    for seed in range(4):
+        batch = images(2, seed)
+        np.testing.assert_allclose(backend.run(batch)[LOGITS], expected(LOGITS, batch), rtol=1e-6)
+    assert "cudaErrorMemoryAllocation" in str(backend.graph_refusal)
+    backend.close()
+    assert (machine.cuda.pinned, machine.cuda.queues) == ({}, {})
+
+
 def test_the_gpus_time_leaves_the_copies_out(machine: Machine) -> None:
     backend = opened(machine)
     assert isinstance(backend, GpuTimer)

@@ -49,9 +49,12 @@ def pytorch_beside(manifest: Manifest, *, gpu: bool) -> Beside:
         runtime = f"PyTorch {torch.__version__}, eager float32, CPU, {threads} threads, random weights"
         return Beside(contenders=(Contender(name=PYTORCH, runtime=runtime, run=_runner(module, "cpu", torch.float32)),))
     name = torch.cuda.get_device_name()
-    found = []
+    found: list[Contender] = []
     for short, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
-        moved = copy.deepcopy(module).to("cuda", dtype)
+        try:
+            moved = copy.deepcopy(module).to("cuda", dtype)
+        except RuntimeError as error:  # no memory, or a build of PyTorch without kernels for this GPU
+            return Beside(contenders=tuple(found), skipped=f"{short} cannot be put on {name}: {_one_line(error)}")
         runtime = f"PyTorch {torch.__version__}, eager {str(dtype).removeprefix('torch.')}, {name}, random weights"
         found.append(
             Contender(
@@ -110,9 +113,13 @@ def _runner(module: nn.Module, device: str, dtype: torch.dtype) -> Callable[[NDA
                 outputs = module(torch.from_numpy(images).to(device, dtype))
                 return [output.float().cpu().numpy() for output in outputs]
         except RuntimeError as error:  # an operator that the type lacks, or no memory
-            raise ToolchainError(f"PyTorch failed: {' '.join(str(error).split())[:200]}") from error
+            raise ToolchainError(f"PyTorch failed: {_one_line(error)}") from error
 
     return run
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _gpu_timer(module: nn.Module, dtype: torch.dtype) -> Callable[[NDArray[np.float32]], float]:
@@ -120,14 +127,17 @@ def _gpu_timer(module: nn.Module, dtype: torch.dtype) -> Callable[[NDArray[np.fl
     held: list[Any] = [None, None]
 
     def gpu_time(images: NDArray[np.float32]) -> float:
-        if held[0] is not images:
-            held[:] = images, torch.from_numpy(images).to("cuda", dtype)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        with torch.inference_mode():
-            start.record()
-            module(held[1])
-            end.record()
-            end.synchronize()
-        return float(start.elapsed_time(end))
+        try:
+            if held[0] is not images:
+                held[:] = images, torch.from_numpy(images).to("cuda", dtype)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            with torch.inference_mode():
+                start.record()
+                module(held[1])
+                end.record()
+                end.synchronize()
+            return float(start.elapsed_time(end))
+        except RuntimeError as error:
+            raise ToolchainError(f"PyTorch failed: {_one_line(error)}") from error
 
     return gpu_time

@@ -46,6 +46,9 @@ class Graph:
     def __init__(self, work: list[Callable[[], None]]) -> None:
         self.work = work
 
+    def __int__(self) -> int:
+        return 0x9000
+
 
 class Event:
     """A moment on the device, in milliseconds; None until its stream gets there."""
@@ -98,6 +101,7 @@ class FakeCuda:
         self.launches = 0
         self.graphs = 0
         self.clock = 0.0
+        self.full = False  # for graphs
 
     @property
     def is_capturing(self) -> bool:
@@ -163,7 +167,8 @@ class FakeCuda:
     def cudaMemGetInfo(self) -> tuple[Status, int, int]:  # noqa: N802
         return Status.cudaSuccess, self.memory - sum(map(len, self.blocks.values())), self.memory
 
-    def cudaStreamCreate(self) -> tuple[Status, Stream]:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, Stream]:  # noqa: N802
+        assert flags == 1, "a stream that waits for the legacy default stream"
         stream = Stream(0x5000 + len(self.queues))
         self.queues[int(stream)] = []
         return Status.cudaSuccess, stream
@@ -242,7 +247,9 @@ class FakeCuda:
     def cudaGetLastError(self) -> tuple[Status]:  # noqa: N802
         return (Status.cudaSuccess,)
 
-    def cudaGraphInstantiateWithFlags(self, graph: Graph, flags: int) -> tuple[Status, Graph]:  # noqa: N802
+    def cudaGraphInstantiateWithFlags(self, graph: Graph, flags: int) -> tuple[Status, Graph | None]:  # noqa: N802
+        if self.full:
+            return Status.cudaErrorMemoryAllocation, None
         self.graphs += 1
         return Status.cudaSuccess, Graph(graph.work)
 

@@ -475,6 +475,7 @@ class Builder:
             "detailed": getattr(config.profiling_verbosity, "name", "") == "DETAILED",
             "stripped": "STRIP_PLAN" in names,
             "brings_runtime": "VERSION_COMPATIBLE" in names,
+            "dla": getattr(config, "DLA_core", None),
             "version": config.version,
             "network_flags": network.flags,
             "flags": sorted(flag.name for flag in config.flags),
@@ -558,9 +559,10 @@ class OnnxParser:
 class Runtime:
     """Loads anything; takes no attribute that its generation does not have."""
 
-    __slots__ = ("library", "logger")
+    __slots__ = ("DLA_core", "library", "logger")
 
     def __init__(self, library: Library, logger: ILogger) -> None:
+        self.DLA_core = -1
         # Without a driver the real one ends the process here.
         assert not library.cuda.no_gpu, "TensorRT was called on a machine without a GPU"
         library.start("runtime", logger)
@@ -578,6 +580,10 @@ class Runtime:
             "brings_runtime"
         ):
             self.logger.log(Severity.ERROR, "the plan was made by another version")
+            return None
+        if facts.get("dla") is not None and facts["dla"] != self.DLA_core:
+            refusal = f"the plan is for DLA core {facts['dla']}, and {self.DLA_core} was chosen"
+            self.logger.log(Severity.ERROR, refusal)
             return None
         return Engine(self.library, _onnx_of(facts), facts)
 

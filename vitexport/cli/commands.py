@@ -184,8 +184,7 @@ def validate(
 
     if not max_drop >= 0:
         raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
-    with show.progress(quiet=quiet or as_json) as progress:
-        model = load(bundle, backend=backend, engine=engine)
+    with show.progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
         images = _labelled(model.bundle, data)
         report = validate_bundle(model, images, max_drop, progress)
     return _finish(report, as_json=as_json, verbose=verbose)
@@ -239,7 +238,8 @@ def engine(
     """Build the engine of BUNDLE with this device's own TensorRT, hold it against PyTorch's golden outputs, and keep it.
 
     It goes into the bundle, beside those of other machines, under what it was built on; predict, validate and bench then
-    take it by themselves. An engine that fails a check is not kept. Needs no torch.
+    take it by themselves. An engine that does not compute what PyTorch computed is not kept; one that fails only
+    fused_attention or int8_layers is slower than it could be, and kept. Needs no torch.
     """
     from vitexport.device import EngineRequest, build_here, open_for_engine
 
@@ -471,11 +471,10 @@ def predict(
 
     if out is not None:
         _check_file(out, ".npz", "outputs are written as NumPy arrays")
-    with show.native_output_aside():
-        model = load(bundle, backend=backend, engine=engine)
-    if model.fallback is not None and not quiet:
-        click.echo(f"note: running on {model.backend.description}: {model.fallback}", err=True)
-    prediction = model.predict(list(images))
+    with show.native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
+        if model.fallback is not None and not quiet:
+            click.echo(f"note: running on {model.backend.description}: {model.fallback}", err=True)
+        prediction = model.predict(list(images))
     if out is not None:
         _write_arrays(out, prediction.outputs)
     if not prediction.class_names:

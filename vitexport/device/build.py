@@ -14,14 +14,15 @@ from typing import Any
 from vitexport.artifacts import EngineRecipe, Progress, silent
 from vitexport.bundle import REPORT, Bundle, open_bundle, write_json
 from vitexport.datasets import ImageSet
-from vitexport.device.judge import PyTorch, judge, locate
+from vitexport.device.judge import PyTorch, is_accepted, judge, locate
 from vitexport.device.machine import Machine, builder_options, fitting_machine, read_recipe
 from vitexport.device.request import EngineRequest, check_request
 from vitexport.errors import BundleError, UsageError
 from vitexport.report import Check, Report
-from vitexport.runtime import engines, inspection
+from vitexport.runtime import engines
 from vitexport.runtime.backends.tensorrt_build import BuilderOptions, Plan, build_plan
 from vitexport.runtime.engines import BuiltHere
+from vitexport.validate.device import GOLDEN
 
 
 def open_for_engine(path: Path) -> Bundle:
@@ -75,17 +76,16 @@ def build_here(
         if plan.timing_cache is not None:
             (staged.folder / engines.TIMING_CACHE).write_bytes(plan.timing_cache)
         report = judge(bundle, request, engine, data=data, pytorch=pytorch, progress=progress)
-        is_wrong = any(check.name == "golden" and check.status == "failed" for check in report.checks)
+        is_wrong = any(check.name == GOLDEN and check.status == "failed" for check in report.checks)
         checks = [built, *report.checks]
         if request.localize or is_wrong:
             checks.append(locate(bundle, engine, _again(job, plan, progress), is_wrong=is_wrong))
         notes = (*report.notes, _unconstrained(plan.unconstrained)) if plan.unconstrained else report.notes
         report = dataclasses.replace(report, checks=tuple(checks), notes=notes)
         write_json(staged.folder / REPORT, report.to_json())
-        # What costs speed alone is told, and no reason to do without the engine.
-        staged.keep = not any(check.status == "failed" and check.name not in inspection.CHECKS for check in checks)
+        staged.keep = is_accepted(checks)
     if not staged.keep:
-        note = "The engine was not kept: it does not compute what PyTorch computed."
+        note = "The engine was not kept: it was not shown to compute what PyTorch computed."
         return None, dataclasses.replace(report, notes=(*report.notes, note))
     return bundle.root / engines.FOLDER / machine.fingerprint.name, report
 

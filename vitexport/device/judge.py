@@ -11,7 +11,7 @@ from vitexport.artifacts import Outputs, Progress
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.datasets import ImageSet
 from vitexport.device.request import EngineRequest
-from vitexport.errors import InputError
+from vitexport.errors import InputError, ToolchainError, VitexportError
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Report, skipped
 from vitexport.runtime import inspection
@@ -23,7 +23,7 @@ from vitexport.runtime.loading import built_facts
 from vitexport.runtime.model import Model, run_in_batches
 from vitexport.validate import localize
 from vitexport.validate.bench import BenchRequest, Beside, bench_bundle, with_bench
-from vitexport.validate.device import title, validate_bundle
+from vitexport.validate.device import GOLDEN, title, validate_bundle
 
 # What the engine inspector says, beside the engine.
 LAYERS = "layers.json"
@@ -49,12 +49,26 @@ def judge(  # noqa: PLR0913 - what is judged, how, on what and beside what
             layers = model.backend.layer_information()
             built.path.with_name(LAYERS).write_text(layers, encoding="utf-8", errors="replace")
             report = with_inspection(report, layers, bundle)
-        if request.bench_seconds is not None and report.exit_code == 0:
-            beside = pytorch(bundle.manifest) if pytorch is not None else None
-            timing = BenchRequest(seconds=request.bench_seconds)
-            report = with_bench(report, bench_bundle(model, timing, pytorch=beside, progress=progress))
-            report = _with_estimate(report, bundle)
+        if request.bench_seconds is not None and is_accepted(report.checks):
+            report = _timed(report, model, request.bench_seconds, pytorch, progress)
         return dataclasses.replace(report, title=f"{title(model)} · {built.fingerprint}")
+
+
+def is_accepted(checks: Sequence[Check]) -> bool:
+    """Whether an engine may be kept: it was judged, and nothing failed but what costs speed alone."""
+    failed = {check.name for check in checks if check.status == "failed"}
+    judged = any(check.name == GOLDEN and check.status == "passed" for check in checks)
+    return judged and failed <= set(inspection.CHECKS)
+
+
+def _timed(report: Report, model: Model, seconds: float, pytorch: PyTorch | None, progress: Progress) -> Report:
+    """`report` with how long the engine takes; what cannot be timed is still an engine."""
+    try:
+        beside = pytorch(model.manifest) if pytorch is not None else None
+        timed = bench_bundle(model, BenchRequest(seconds=seconds), pytorch=beside, progress=progress)
+    except VitexportError as error:
+        return dataclasses.replace(report, checks=(*report.checks, skipped("latency", str(error))))
+    return _with_estimate(with_bench(report, timed), model.bundle)
 
 
 def _with_estimate(report: Report, bundle: Bundle) -> Report:
@@ -78,13 +92,17 @@ def with_inspection(report: Report, layers: str, bundle: Bundle | None) -> Repor
 
 
 def locate(bundle: Bundle, built: BuiltHere, build: Callable[[Sequence[str]], bytes], *, is_wrong: bool) -> Check:
-    """Where the engine departs from PyTorch; what `build` makes is run once each and not kept."""
+    """Where the engine departs from PyTorch; what `build` makes is run once each and not kept.
+
+    A library that fails at these larger engines says nothing of the one that was built: the search is then skipped.
+    """
     checkpoints = read_checkpoints(bundle)
     if checkpoints is None:
         return skipped(localize.NAME, "the bundle keeps no outputs of its modules; build it again with this vitexport")
     pixels, _ = bundle.golden()
     images = normalize(pixels[:IMAGES], bundle.manifest.preprocess)
-    marked = BuiltHere(path=built.path.with_name("marked.engine"), fingerprint=built.fingerprint, options={})
+    options = {"dla_core": built.options.get("dla_core")}
+    marked = BuiltHere(path=built.path.with_name("marked.engine"), fingerprint=built.fingerprint, options=options)
     facts = dataclasses.replace(built_facts(bundle, marked, built.fingerprint), kernel_cache=None)
 
     def run(tensors: Sequence[str]) -> Outputs:
@@ -93,11 +111,14 @@ def locate(bundle: Bundle, built: BuiltHere, build: Callable[[Sequence[str]], by
             with Model(bundle, open_engine(marked.path, facts)) as model:
                 outputs = run_in_batches(model.backend, images, bundle.manifest.batch)
         finally:
-            marked.path.unlink()
+            marked.path.unlink(missing_ok=True)
         names = {marked_name(tensor): tensor for tensor in tensors}
         return {names[name]: values for name, values in outputs.items() if name in names}
 
-    return localize.localize(checkpoints, run, is_wrong=is_wrong)
+    try:
+        return localize.localize(checkpoints, run, is_wrong=is_wrong)
+    except ToolchainError as error:
+        return skipped(localize.NAME, f"the engine with the modules' outputs cannot be had: {error}")
 
 
 def inspect_file(path: Path, bundle: Path | None) -> Report:

@@ -133,10 +133,12 @@ def builder_options(bundle: Bundle, request: EngineRequest, machine: Machine) ->
 
 
 def _timings_before(bundle: Bundle, machine: Machine) -> Path | None:
-    """The timing cache of an engine that was built here before; one that was altered is not used."""
+    """The timing cache of an engine that was built here before; one that was altered, or measured elsewhere, is not used."""
     try:
         found = engines.find(bundle, machine.fingerprint)
     except BundleError:
         return None
-    path = found.path.with_name(engines.TIMING_CACHE) if found is not None else None
-    return path if path is not None and path.is_file() else None
+    if found is None or found.fingerprint != machine.fingerprint:
+        return None
+    path = found.path.with_name(engines.TIMING_CACHE)
+    return path if path.is_file() else None

@@ -8,6 +8,7 @@ rename, when it is complete; whatever begins with a dot was never finished, and 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import os
@@ -33,6 +34,9 @@ FORMAT_VERSION = 1
 AMPERE = (8, 0)
 # Major versions that run a version-compatible engine of an older one.
 NEXT_MAJOR = {8: (9, 10), 9: (10,), 10: (11,)}
+# What an engine is called while another one takes its place in two steps.
+_OLD, _ASIDE = ".old", "engine"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
 
 
@@ -258,18 +262,29 @@ def _locked(root: Path) -> Iterator[None]:
     # The folder itself is locked: a file for it would have to be left behind.
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another vitexport engine is at work in {root}; wait for it.") from None
+        except OSError as error:
+            # Linux asks a network file system for a lock that a folder, opened for reading, cannot have.
+            raise InputError(
+                f"{root} cannot be locked ({error.strerror}), as on a network file system. Copy the bundle to this device's "
+                "own disk, run vitexport engine there, and copy it back."
+            ) from error
         yield
-    except BlockingIOError:
-        raise InputError(f"Another vitexport engine is at work in {root}; wait for it.") from None
     finally:
         os.close(descriptor)
 
 
 def _sweep(root: Path) -> None:
-    """Remove what killed builds left."""
+    """Remove what killed builds left; an engine that one of them had put aside gets its name back."""
     for path in root.glob(".*"):
         if path.is_dir() and not path.is_symlink():
+            aside = path / _ASIDE
+            final = root / path.name[1:].rpartition(".")[0].rpartition(".")[0]
+            if path.name.endswith(_OLD) and aside.is_dir() and not final.exists():
+                aside.rename(final)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -289,11 +304,25 @@ def _seal(bundle: Bundle, folder: Path, here: Fingerprint, options: Mapping[str,
 
 
 def _exchange(folder: Path, final: Path) -> None:
-    """Rename `folder` to `final`; an older engine goes once the new one is there, or comes back."""
+    """Give `folder` the name `final`; an older engine of that name goes once the new one is there."""
     if not final.exists():
         folder.rename(final)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent)) / "engine"
+    elif not _swap(folder, final):
+        _replace(folder, final)
+    _flush(final.parent)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Let two folders change names at once, so that no kill finds neither; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, with glibc 2.28 or later
+    if renameat2 is None:
+        return False
+    return int(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)) == 0
+
+
+def _replace(folder: Path, final: Path) -> None:
+    """The same in two steps; between them the older engine lies aside, where `_sweep` finds it."""
+    old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_OLD, dir=final.parent)) / _ASIDE
     final.rename(old)
     try:
         folder.rename(final)
@@ -302,3 +331,12 @@ def _exchange(folder: Path, final: Path) -> None:
         raise
     finally:
         shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _flush(root: Path) -> None:
+    """Let the renames survive a loss of power."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,15 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from vitexport.artifacts import INPUT_NAME
 from vitexport.bundle import Bundle, Manifest, open_bundle
-from vitexport.errors import BundleError, DeviceError, InputError, MissingDependencyError, UsageError, VitexportError
+from vitexport.errors import (
+    BundleError,
+    DeviceError,
+    InputError,
+    MissingDependencyError,
+    ToolchainError,
+    UsageError,
+    VitexportError,
+)
 from vitexport.runtime import engines
 from vitexport.runtime.backends import Backend, EngineFacts, Provider, open_engine, open_onnx
 from vitexport.runtime.backends.cuda import cuda_runtime, current_gpu, why_no_gpu
@@ -23,7 +31,7 @@ from vitexport.targets import machine_cpu, misfit
 
 BackendName: TypeAlias = Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-# Kernels and engines that libraries compile here for themselves; not part of what the manifest vouches for.
+# Kernels that TensorRT-RTX compiles here for itself; not part of what the manifest vouches for.
 CACHE = "cache"
 CUDA: Provider = ("CUDAExecutionProvider", {})
 
@@ -64,7 +72,7 @@ def load(
         return Model(bundle, _onnx(bundle, threads))
     try:
         return Model(bundle, _engine(bundle))
-    except (DeviceError, MissingDependencyError) as error:
+    except (ToolchainError, MissingDependencyError) as error:
         return _instead(bundle, threads, error)
 
 
@@ -75,6 +83,8 @@ def _instead(bundle: Bundle, threads: int | None, why: VitexportError) -> Model:
             return Model(bundle, _onnx(bundle, threads, (CUDA,)), fallback=str(why))
         except DeviceError:
             return Model(bundle, _onnx(bundle, threads), fallback=str(why))
+        except ToolchainError as error:
+            return Model(bundle, _onnx(bundle, threads), fallback=f"{why} {error}")
     except MissingDependencyError:
         raise why from None
 
@@ -134,6 +144,7 @@ def built_facts(bundle: Bundle, built: BuiltHere, here: Fingerprint) -> EngineFa
         compute_capabilities=(here.compute_capability,),
         target=bundle.manifest.target.name,
         version_compatible=built.options.get("version_compatible") is True,
+        dla_core=built.options.get("dla_core"),
         weights=bundle.artifact("onnx") if built.options.get("strip_weights") is True else None,
         kernel_cache=bundle.root / CACHE,
     )
@@ -181,17 +192,16 @@ def _providers(bundle: Bundle, backend: BackendName) -> tuple[Provider, ...]:
 
 
 def _tensorrt_settings(bundle: Bundle) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider, which builds weakly typed engines of its own and keeps them."""
+    """Options of ONNX Runtime's TensorRT provider, which builds a weakly typed engine of its own at every start.
+
+    It could keep that engine, and would load whatever then lies there: no engine reaches TensorRT here unverified.
+    """
     manifest = bundle.manifest
     recipe = (manifest.engine or {}).get("recipe", {})
     settings = {
         # The graph holds the types; the provider has to be allowed to use them.
         "trt_fp16_enable": str(int(manifest.precision != "fp32")),
         "trt_int8_enable": str(int(manifest.precision == "int8")),
-        "trt_engine_cache_enable": "1",
-        "trt_timing_cache_enable": "1",
-        "trt_engine_cache_path": str(bundle.root / CACHE / "onnxruntime"),
-        "trt_timing_cache_path": str(bundle.root / CACHE / "onnxruntime"),
     }
     for name, shape in zip(("min", "opt", "max"), recipe.get("profile") or (), strict=False):
         settings[f"trt_profile_{name}_shapes"] = f"{INPUT_NAME}:{'x'.join(map(str, shape))}"

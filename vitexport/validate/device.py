@@ -16,9 +16,11 @@ from vitexport.preprocess import normalize
 from vitexport.report import Check, Report, at_most, skipped
 from vitexport.runtime.model import Model, run_in_batches
 from vitexport.validate import metrics
-from vitexport.validate.numerics import golden
+from vitexport.validate.numerics import golden, not_finite
 
 DEVICE_BATCH = 8
+# The check of the golden inputs, which nothing else takes the place of.
+GOLDEN = "golden"
 
 
 def title(model: Model) -> str:
@@ -42,11 +44,13 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
     outputs = run_in_batches(model.backend, normalize(pixels, model.manifest.preprocess), model.manifest.batch)
     where = model.backend.description
     specs, at_build = model.manifest.outputs, built.get("golden", {})
-    if "outputs" not in at_build:
-        check = skipped("golden", "the bundle's own golden figures are absent: its build computed NaN or infinity")
-        figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    if "outputs" in at_build:
+        check, figures = golden(reference, outputs, at_build, specs=specs, name=GOLDEN, where=where)
+    elif broken := not_finite(reference, outputs, name=GOLDEN, where=where):
+        check = broken
     else:
-        check, figures = golden(reference, outputs, at_build, specs=specs, name="golden", where=where)
+        check = skipped(GOLDEN, "the bundle's own golden figures are absent: its build computed NaN or infinity")
     checks = [check]
     if model.fallback is not None:
         checks.insert(0, skipped("engine", f"{where} runs instead: {model.fallback}"))

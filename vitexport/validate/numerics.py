@@ -90,7 +90,7 @@ def compare(  # noqa: PLR0913 - the two sides, and all that decides how they are
         specs: The model's outputs. One that names classes is judged by its top-1, all others by their cosine.
         where: What computed the candidate's outputs and on which images, for the messages.
     """
-    if broken := _not_finite(reference, candidate, name="finite", where=where):
+    if broken := not_finite(reference, candidate, name="finite", where=where):
         return Numerics(checks=(broken,), figures={"images": _count(reference)})
     figures = _figures(reference, candidate, specs)
     checks = []
@@ -131,7 +131,7 @@ def golden(  # noqa: PLR0913 - as `compare`, and the name of the check
         The check, of the output that fell the furthest below its limit, and its figures. Top-1 agreement is among them
         without a limit: on few images one flip is chance.
     """
-    if broken := _not_finite(reference, candidate, name=name, where=where):
+    if broken := not_finite(reference, candidate, name=name, where=where):
         return broken, {"images": _count(reference)}
     figures = _figures(reference, candidate, specs)
     checks = []
@@ -157,7 +157,7 @@ def _close_in_cosine(name: str, cosine: float, budget: Budget, where: str) -> Ch
     )
 
 
-def _not_finite(reference: Outputs, candidate: Outputs, *, name: str, where: str) -> Check | None:
+def not_finite(reference: Outputs, candidate: Outputs, *, name: str, where: str) -> Check | None:
     """A failed check if either side holds NaN or infinity, on which every other figure would be meaningless."""
     for outputs, whose in ((candidate, "the"), (reference, "PyTorch's")):
         for output, values in outputs.items():

@@ -54,6 +54,7 @@ class EngineFacts:
         target: The device's name.
         version_compatible: The engine brings the code that reads it, so that later versions run it too.
         weights: ONNX file whose weights a stripped engine takes; None for an engine that has its own.
+        dla_core: Deep Learning Accelerator that the engine was built for; None for the GPU alone.
         kernel_cache: Folder where TensorRT-RTX keeps the kernels that it compiles here; None to keep none.
     """
 
@@ -63,6 +64,7 @@ class EngineFacts:
     target: str
     version_compatible: bool = False
     weights: Path | None = None
+    dla_core: int | None = None
     kernel_cache: Path | None = None
 
 

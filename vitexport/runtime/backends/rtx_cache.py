@@ -38,8 +38,9 @@ class RtxCache:
 
     def keep(self) -> None:
         """Write what was compiled since, whole or not at all; a folder that cannot be written costs time, nothing else."""
-        data = bytes(self._cache.serialize())
-        if data == self._before:
+        serialized = self._cache.serialize()
+        data = b"" if serialized is None else bytes(serialized)
+        if not data or data == self._before or self._is_behind_a_link():
             return
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,9 +59,13 @@ class RtxCache:
                     path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        if self._folder.is_symlink() or not self._folder.is_dir():
+        if self._is_behind_a_link() or not self._folder.is_dir():
             return []
         return sorted(path for path in self._folder.glob("*.cache") if path.is_file() and not path.is_symlink())
+
+    def _is_behind_a_link(self) -> bool:
+        """Whether the folder, its machine's, or the bundle's cache lies somewhere else: a bundle holds plain files only."""
+        return any(path.is_symlink() for path in (self._folder, self._folder.parent, self._folder.parent.parent))
 
     def _read(self) -> bytes:
         """What an earlier run kept; a file that is not what its name says is not used."""

@@ -169,7 +169,8 @@ def _apply(api: Any, title: str, builder: Any, config: Any, options: BuilderOpti
 def _take_timings(config: Any, timings: bytes) -> bool:
     """Let the build use `timings` and write down its own; whether they were taken."""
     # A cache of another version or GPU is refused with False, and the build measures everything itself.
-    taken = bool(config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False))
+    cache = config.create_timing_cache(timings)
+    taken = cache is not None and bool(config.set_timing_cache(cache, ignore_mismatch=False))
     if not taken:
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return taken and bool(timings)

@@ -27,6 +27,9 @@ from vitexport.runtime.backends.tensorrt_api import (
     start,
 )
 
+# cudaStreamNonBlocking
+NON_BLOCKING = 1
+
 
 class TensorRtBackend:
     """One engine, one execution context, one stream.
@@ -57,6 +60,9 @@ class TensorRtBackend:
         if facts.version_compatible:
             # Such a plan brings the code that reads it, and TensorRT runs that only where it is told that it may.
             self._runtime.engine_host_code_allowed = True
+        if facts.dla_core is not None:
+            # An engine does not say which core it is for; without this it would go to the first.
+            self._runtime.DLA_core = facts.dla_core
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise DeviceError(f"{title} cannot load {path.name} on {self.gpu}: {reasons(self._logger)}")
@@ -72,7 +78,8 @@ class TensorRtBackend:
         self._context = self._kernels.context() if self._kernels is not None else self._engine.create_execution_context()
         if self._context is None:
             raise ToolchainError(f"{title} cannot create an execution context on {self.gpu}: {reasons(self._logger)}")
-        self._stream = self._call("cudaStreamCreate")
+        # Another library's work on the legacy default stream must not wait for this one, nor end what it records.
+        self._stream = self._call("cudaStreamCreateWithFlags", NON_BLOCKING)
         self._buffers = Buffers(self._cuda)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._graph: Any = None
@@ -130,15 +137,20 @@ class TensorRtBackend:
         return str(inspector.get_engine_information(self._json))
 
     def close(self) -> None:
-        """Free the device's memory and the stream, and keep the kernels that TensorRT-RTX compiled."""
+        """Free the engine, the device's memory and the stream, and keep the kernels that TensorRT-RTX compiled."""
         if self._stream is None:
             return
-        if self._kernels is not None:
-            self._kernels.keep()
-        self._drop_graph()
-        self._buffers.free()
-        self._call("cudaStreamDestroy", self._stream)
-        self._stream = None
+        stream, self._stream = self._stream, None
+        try:
+            if self._kernels is not None:
+                self._kernels.keep()
+        finally:
+            self._call("cudaStreamSynchronize", stream)
+            self._drop_graph()
+            # In this order: a context needs its engine, an engine its runtime, and all of them what they last ran on.
+            self._context = self._kernels = self._engine = self._runtime = None
+            self._buffers.free()
+            self._call("cudaStreamDestroy", stream)
 
     def _upload(self, images: NDArray[np.float32]) -> None:
         """Bring `images` to the device, with room there for what becomes of them."""
@@ -174,17 +186,24 @@ class TensorRtBackend:
         first, self._ran = not self._ran, True
         if first or self._graph is not None or not self.use_cuda_graph or self.graph_refusal is not None:
             return
-        cuda = self._cuda
+        cuda, taken = self._cuda, False
         self._call("cudaStreamBeginCapture", self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        taken = self._context.execute_async_v3(int(self._stream))
-        status, graph = cuda.cudaStreamEndCapture(self._stream)
+        try:
+            taken = self._context.execute_async_v3(int(self._stream))
+        finally:
+            status, graph = cuda.cudaStreamEndCapture(self._stream)
+        executable = None
+        if taken and int(status) == 0:
+            status, executable = cuda.cudaGraphInstantiateWithFlags(graph, 0)
+        if graph is not None and int(graph) != 0:
+            self._call("cudaGraphDestroy", graph)
         if not taken or int(status) != 0:
             # An engine may hold what cannot be recorded, such as a loop or a copy to the host; it runs without a graph.
             cuda.cudaGetLastError()
-            self.graph_refusal = f"the engine cannot be recorded ({status.name}): {reasons(self._logger)}"
+            why = status.name if int(status) != 0 else "TensorRT refuses"
+            self.graph_refusal = f"the engine cannot be recorded ({why}): {reasons(self._logger)}"
             return
-        self._graph = self._call("cudaGraphInstantiateWithFlags", graph, 0)
-        self._call("cudaGraphDestroy", graph)
+        self._graph = executable
 
     def _drop_graph(self) -> None:
         if self._graph is not None:
