@@ -57,7 +57,7 @@ ENGINE = {
 RECIPE = {"layers": [], "images": {}, "settings": {"placement": "A", "observer": "percentile:99.999"}}
 # Every file of each bundle, so that each is a test of its own; a test below holds the lists against the folders.
 TINY_FILES = ("golden/logits.npy", "golden/pixels.npy", "manifest.json", "model.onnx", "report.json", "report.md")
-CPU_FILES = (*TINY_FILES, "model.float.onnx")
+CPU_FILES = (*TINY_FILES, "model.float.onnx", "golden/preprocessed.npy")
 L4_FILES = (*CPU_FILES, "model.engine", "golden/checkpoints.json", "golden/checkpoints.npy")
 
 

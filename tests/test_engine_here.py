@@ -23,6 +23,7 @@ from conftest import TINY, VALIDATION, Built
 from fakes import installed
 from fakes.fake_cuda import FakeCuda, Status
 from fakes.fake_tensorrt import GENERATIONS, Conduct
+from PIL import Image
 
 from vitexport.artifacts import silent
 from vitexport.bundle import Bundle, open_bundle
@@ -31,6 +32,7 @@ from vitexport.device import EngineRequest, build_here, open_for_engine
 from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
 from vitexport.machine import l4t_release
 from vitexport.pipeline import BuildRequest, run
+from vitexport.preprocess import RESAMPLING
 from vitexport.runtime import engines, load
 
 # Which bundle goes to a machine with which library, and that machine's GPU.
@@ -112,9 +114,10 @@ def test_each_generation_builds_and_runs_a_bundle(generation: str, make_device: 
     before = snapshot(device.root)
     folder, report = build_here(device.bundle, PLAIN)
     assert folder is not None
-    assert [(check.name, check.status) for check in report.checks[:3]] == [
+    assert [(check.name, check.status) for check in report.checks[:4]] == [
         ("engine", "passed"),
         ("golden", "passed"),
+        ("preprocessing", "passed"),
         ("accuracy", "skipped"),
     ]
     assert report.count("failed") == 0
@@ -340,13 +343,20 @@ def test_a_wrong_engine_does_not_replace_a_right_one(orin: Device) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
 
 
+def test_a_device_that_prepares_pictures_otherwise_keeps_no_engine(orin: Device) -> None:
+    orin.monkeypatch.setitem(RESAMPLING, orin.bundle.manifest.preprocess.interpolation, Image.Resampling.NEAREST)
+    folder, report = build_here(orin.bundle, PLAIN)
+    assert folder is None
+    assert [check.name for check in report.checks if check.status == "failed"] == ["preprocessing"]
+
+
 def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["engine", str(orin.root), "--data", str(VALIDATION)], standalone_mode=False) == 0
     shown = capsys.readouterr().out
     assert "passed  accuracy" in shown
     assert "engine: " in shown
     report = json.loads(next((orin.root / "engines").glob("*/report.json")).read_text(encoding="utf-8"))
-    assert [check["name"] for check in report["checks"]][:3] == ["engine", "golden", "accuracy"]
+    assert [check["name"] for check in report["checks"]][:4] == ["engine", "golden", "preprocessing", "accuracy"]
 
 
 def test_what_is_accepted_is_timed_beside_its_estimate(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:

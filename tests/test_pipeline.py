@@ -53,7 +53,7 @@ def test_the_cpu_bundle_is_what_the_issue_asks_for(cpu_bundle: Built) -> None:
     manifest = cpu_bundle.bundle.manifest
     assert (manifest.precision, manifest.target.kind) == ("int8", "cpu")
     assert manifest.labels == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-    assert {"onnx", "onnx_float", "golden_pixels", "golden_logits"} == set(manifest.artifacts)
+    assert {"onnx", "onnx_float", "golden_pixels", "golden_preprocessed", "golden_logits"} == set(manifest.artifacts)
     assert manifest.recipe is not None
     assert len(manifest.recipe["images"]) == 64
     assert checks(cpu_bundle)["accuracy"] == "passed"
@@ -104,7 +104,7 @@ def test_a_jetson_bundle_says_how_its_engine_is_built(jetson_bundle: Built) -> N
 def test_the_same_inputs_give_the_same_bytes(cpu_bundle: Built, tmp_path: Path) -> None:
     again = Built(*run(sample_request(tmp_path / "again"), silent))
     before, after = cpu_bundle.bundle.manifest, again.bundle.manifest
-    for role in ("onnx", "onnx_float", "golden_pixels", "golden_logits"):
+    for role in ("onnx", "onnx_float", "golden_pixels", "golden_preprocessed", "golden_logits"):
         assert before.files[before.artifacts[role]] == after.files[after.artifacts[role]], role
     assert before.recipe == after.recipe
 
@@ -246,7 +246,7 @@ def test_each_output_has_golden_arrays_figures_and_a_check(several_bundle: Built
     assert manifest.num_classes == 10
     assert manifest.precision == "int8"
     assert {role for role in manifest.artifacts if role.startswith("golden_")} == {
-        f"golden_{name}" for name in ("pixels", *names)
+        f"golden_{name}" for name in ("pixels", "preprocessed", *names)
     }
     assert set(manifest.files) >= {f"golden/{name}.npy" for name in names}
     seen = checks(several_bundle)
@@ -292,7 +292,7 @@ def test_a_bundle_without_classes_is_judged_by_cosine(embedding_bundle: Built) -
     manifest = embedding_bundle.bundle.manifest
     assert manifest.outputs == (OutputSpec(name="embedding", kind="embedding", shape=(32,)),)
     assert (manifest.num_classes, manifest.labels, manifest.synsets) == (None, None, None)
-    assert set(manifest.artifacts) == {"onnx", "onnx_float", "golden_pixels", "golden_embedding"}
+    assert set(manifest.artifacts) == {"onnx", "onnx_float", "golden_pixels", "golden_preprocessed", "golden_embedding"}
     seen = checks(embedding_bundle)
     assert (seen["export_parity"], seen["cosine_embedding"]) == ("passed", "passed")
     assert not {"agreement", "accuracy"} & set(seen)

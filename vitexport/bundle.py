@@ -35,6 +35,7 @@ _WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
 )
 GOLDEN_PIXELS = "golden/pixels.npy"
+PREPROCESSED = "golden/preprocessed.npy"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +213,17 @@ class Bundle:
             output.name: self._golden(output.name, np.float32, len(pixels), output.shape) for output in self.manifest.outputs
         }
         return np.array(pixels), {name: np.array(values) for name, values in outputs.items()}
+
+    def preprocessed(self) -> NDArray[np.uint8] | None:
+        """Photographs of the package as the build's preprocessing left them, uint8 [n, height, width, 3]; None if absent.
+
+        Raises:
+            BundleError: They are not of this shape.
+        """
+        if "golden_preprocessed" not in self.manifest.artifacts:
+            return None
+        spec = self.manifest.preprocess
+        return np.array(self._golden("preprocessed", np.uint8, None, (spec.height, spec.width, 3)))
 
     def _golden(self, what: str, dtype: type, count: int | None, shape: tuple[int, ...]) -> NDArray[Any]:
         """One golden array, mapped, of `count` entries (None for any number) of `shape`."""

@@ -36,6 +36,7 @@ from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
 from vitexport.validate.latency import Runner, Timing, measure
 from vitexport.validate.numerics import GOLDEN_CEILING_DB, GOLDEN_SLACK_DB, golden, parity
+from vitexport.validate.preprocessing import preprocessed
 from vitexport.validate.probes import golden_count, probe_pixels
 from vitexport.validate.reference import description, reference_outputs, reference_runner
 
@@ -412,6 +413,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
     folder, source = work.folder, work.prepared.source
     (folder / "golden").mkdir(exist_ok=True)
     np.save(folder / bundles.GOLDEN_PIXELS, reference.golden_pixels)
+    np.save(folder / bundles.PREPROCESSED, preprocessed(source.preprocess))
     golden_files = {f"golden_{name}": f"golden/{name}.npy" for name in reference.golden_outputs}
     for name, values in reference.golden_outputs.items():
         np.save(folder / golden_files[f"golden_{name}"], values)
@@ -422,6 +424,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
         "onnx": shipped.path.name,
         "onnx_float": _float(folder, shipped).name,
         "golden_pixels": bundles.GOLDEN_PIXELS,
+        "golden_preprocessed": bundles.PREPROCESSED,
         **golden_files,
         **checkpoints,
         **raw_files,

@@ -17,6 +17,7 @@ from vitexport.report import Check, Report, at_most, skipped
 from vitexport.runtime.model import Model, run_in_batches
 from vitexport.validate import metrics
 from vitexport.validate.numerics import golden, not_finite
+from vitexport.validate.preprocessing import same_preprocessing
 
 DEVICE_BATCH = 8
 # The check of the golden inputs, which nothing else takes the place of.
@@ -51,7 +52,7 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
         check = broken
     else:
         check = skipped(GOLDEN, "the bundle's own golden figures are absent: its build computed NaN or infinity")
-    checks = [check]
+    checks = [check, same_preprocessing(model.bundle.preprocessed(), model.manifest.preprocess)]
     if model.fallback is not None:
         checks.insert(0, skipped("engine", f"{where} runs instead: {model.fallback}"))
     measurements: dict[str, Any] = {"golden": figures, "runtime": where}
