@@ -1,18 +1,18 @@
 """A model of normalized pixels and a `PreprocessSpec` enter; the model that takes the picture itself leaves.
 
 Its input becomes uint8 [batch, height, width, 3], RGB of any size; resizing, cropping, scaling and normalization come before
-the old input, in standard operators of opset 13. Resizing follows Pillow (libImaging/Resample.c): a separable filter that is
-stretched where it shrinks, rounded to 8 bits after each direction, with weights of 22 fractional bits. Each direction is a
-product with a matrix that the graph computes in float64 from the picture's size. Most of that matrix is zero, so it is
-applied in bands, each to the window of source pixels that it reads; what the crop cuts off is never computed.
+the old input, in standard operators of opset 13. Resizing follows Pillow (libImaging/Resample.c) bit for bit: a separable
+filter that is stretched where it shrinks, rounded to 8 bits after each direction, with weights of 22 fractional bits. Each
+direction is a product with a matrix that the graph computes in float64 from the picture's size. Most of that matrix is zero,
+so it is applied in bands, each to the window of source pixels that it reads; what the crop cuts off is never computed.
 
 Pillow resizes along the rows first. Pillow 13 resizes along the columns first where that takes away more than twice as many
 pixels (found by comparing 2,480 random sizes with its two directions done one by one); so does the graph. Pictures of more
 than twice their width in height are the usual case, and the one where an older Pillow differs.
 
-ONNX's own Resize (opset 18, ``antialias``) is within a level too for bilinear and bicubic (ONNX Runtime 1.31.1), but it has
-no other filter and no older opset, it is slower (15 against 3 ms for 640 x 480, 2 threads), and it computes what the crop
-throws away: of a 4,000 x 1 picture 4,000 times what is kept.
+ONNX's own Resize (opset 18, ``antialias``) is within a level for bilinear and bicubic (ONNX Runtime 1.31.1), but it has no
+other filter and no older opset, takes about twice as long (640 x 480), and computes what the crop throws away: of a
+4,000 x 1 picture 4,000 times what is kept.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from vitexport.preprocess import PreprocessSpec
 BAND = 32
 # Pillow's weights have so many bits behind the point (Resample.c: PRECISION_BITS).
 FRACTION_BITS = 22
+# Where a weight is cut in two, so that float32 adds up exactly what each part gives: the upper part as long as its sums stay
+# below 2^24 steps (a sum of weights below 2), the lower one for up to 514 pixels.
+UPPER_BITS = 14
 # Half the width of each filter at scale 1, in source pixels.
 SUPPORT: Mapping[str, float] = {
     "nearest": 0.5,
@@ -200,7 +203,7 @@ class _Matrix:
     Attributes:
         starts: int64 [bands], first source pixel of each window.
         length: int64 [1], source pixels of every window.
-        weights: float32 [bands, pixels of a band, length].
+        weights: float32 [bands, 2 x pixels of a band, length]: the upper parts, then the lower ones.
         bands: How many.
         target: Pixels that all bands give, without what the last one gives beyond.
     """
@@ -334,13 +337,16 @@ def _matrix(steps: _Steps, axis: _Axis, spec: PreprocessSpec) -> _Matrix:
         outside = _outside(steps, places, low, high, bands, band)
         weights = steps.op("Where", outside, steps.real(0), weights)
     total = steps.op("ReduceSum", weights, steps.integers(-1), keepdims=1)
-    # As Pillow's fixed-point numbers, which float32 holds exactly.
+    # As Pillow's fixed-point numbers.
     fixed = steps.op("Round", steps.op("Mul", steps.op("Div", weights, total), steps.real(2.0**FRACTION_BITS)))
-    exact = steps.float32(steps.op("Mul", fixed, steps.real(2.0**-FRACTION_BITS)))
+    exact = steps.op("Mul", fixed, steps.real(2.0**-FRACTION_BITS))
+    steps_up = steps.op("Round", steps.op("Mul", exact, steps.real(2.0**UPPER_BITS)))
+    upper = steps.op("Mul", steps_up, steps.real(2.0**-UPPER_BITS))
+    parts = [steps.float32(part) for part in (upper, steps.op("Sub", exact, upper))]
     return _Matrix(
         starts=steps.int64(starts),
         length=steps.reshape(steps.int64(length), 1),
-        weights=exact,
+        weights=steps.op("Concat", *parts, axis=1),
         bands=bands,
         target=axis.target,
     )
@@ -379,7 +385,7 @@ def _across(steps: _Steps, image: ir.Value, matrix: _Matrix) -> ir.Value:
         start = steps.op("Gather", matrix.starts, steps.integers(index))
         window = steps.op("Transpose", _window(steps, image, start, matrix.length, axis=2), perm=[0, 1, 3, 2])
         weights = steps.op("Gather", transposed, steps.integer(index))
-        parts.append(_eight_bits(steps, steps.op("MatMul", steps.float32(window), weights)))
+        parts.append(_eight_bits(steps, steps.op("MatMul", steps.float32(window), weights), matrix, axis=3))
     return _joined(steps, parts, matrix, axis=3)
 
 
@@ -393,7 +399,7 @@ def _down(steps: _Steps, rows: ir.Value, matrix: _Matrix, *, begin: ir.Value) ->
         start = steps.op("Sub", steps.op("Gather", matrix.starts, steps.integers(index)), begin)
         window = steps.float32(_window(steps, rows, start, matrix.length, axis=1))
         weights = steps.op("Gather", matrix.weights, steps.integer(index))
-        parts.append(_eight_bits(steps, steps.op("MatMul", weights, window)))
+        parts.append(_eight_bits(steps, steps.op("MatMul", weights, window), matrix, axis=1))
     return _joined(steps, parts, matrix, axis=1)
 
 
@@ -411,9 +417,21 @@ def _joined(steps: _Steps, parts: Sequence[ir.Value], matrix: _Matrix, *, axis: 
     return steps.op("Slice", joined, steps.integers(0), steps.integers(matrix.target), steps.integers(axis))
 
 
-def _eight_bits(steps: _Steps, value: ir.Value) -> ir.Value:
-    """Round half up and cut to 0…255, as Pillow does after each direction; stays float32."""
-    rounded = steps.op("Floor", steps.op("Add", value, steps.constant(0.5, np.float32)))
+def _eight_bits(steps: _Steps, sums: ir.Value, matrix: _Matrix, *, axis: int) -> ir.Value:
+    """What the upper and the lower parts of the weights gave, along `axis`, to 8 bits in float32.
+
+    Rounded half up and cut to 0…255, as Pillow does after each direction. One sum of both parts would be rounded by float32,
+    and a sum that ends on a half, as bilinear's often do, would fall to either side.
+    """
+    band = min(BAND, matrix.target)
+    upper, lower = (
+        steps.op("Slice", sums, steps.integers(begin), steps.integers(begin + band), steps.integers(axis))
+        for begin in (0, band)
+    )
+    half_up = steps.op("Add", upper, steps.constant(0.5, np.float32))
+    whole = steps.op("Floor", half_up)
+    carry = steps.op("Floor", steps.op("Add", steps.op("Sub", half_up, whole), lower))
+    rounded = steps.op("Add", whole, carry)
     return steps.op("Clip", rounded, steps.constant(0, np.float32), steps.constant(255, np.float32))
 
 
