@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from devices import MACHINES, Device
+from fakes.fake_cuda import FakeCuda
+from fakes.fake_tensorrt import Conduct
 
 from vitexport.artifacts import BatchRange, silent
 from vitexport.bundle import Bundle
@@ -123,3 +128,48 @@ def weak_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def web_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The sample, INT8, for a browser: a model that takes the picture itself is in it."""
     return Built(*run(sample_request(tmp_path_factory.mktemp("web") / "digits-web", target="web"), silent))
+
+
+def tiny(folder: Path, **words: Any) -> Built:
+    """The tiny model in float16."""
+    return Built(*run(BuildRequest(model=TINY, precision="fp16", out=folder / "tiny", **words), silent))
+
+
+@pytest.fixture(scope="session")
+def orin_6_0(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """For the TensorRT 8.6 of JetPack 6.0."""
+    return tiny(tmp_path_factory.mktemp("orin60"), target="jetson-orin-nx-16gb", jetpack="6.0")
+
+
+@pytest.fixture(scope="session")
+def orin_7_2(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """For the TensorRT 10.16 of JetPack 7.2."""
+    return tiny(tmp_path_factory.mktemp("orin72"), target="jetson-orin-nx-16gb", jetpack="7.2")
+
+
+@pytest.fixture(scope="session")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """For a Hopper server with TensorRT 11."""
+    return tiny(tmp_path_factory.mktemp("hopper"), target="h100-sxm")
+
+
+@pytest.fixture
+def make_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Device]:
+    """The machine of a generation."""
+
+    def make(generation: str) -> Device:
+        fixture, capability = MACHINES[generation]
+        root = tmp_path / "bundle"
+        shutil.copytree(request.getfixturevalue(fixture).root, root)
+        cuda = FakeCuda(capability=capability, memory=1 << 28)
+        device = Device(monkeypatch, root, Conduct(computes_onnx=True), cuda)
+        device.install(generation)
+        return device
+
+    return make
+
+
+@pytest.fixture
+def orin(make_device: Callable[[str], Device]) -> Device:
+    """An Orin Nano with JetPack 6.2."""
+    return make_device("10.3")

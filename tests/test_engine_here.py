@@ -19,89 +19,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, VALIDATION, Built
+from conftest import VALIDATION, Built
+from devices import MACHINES, Device
 from fakes import installed
 from fakes.fake_cuda import FakeCuda, Status
 from fakes.fake_tensorrt import GENERATIONS, Conduct
 from PIL import Image
 
-from vitexport.artifacts import silent
 from vitexport.bundle import Bundle, open_bundle
 from vitexport.cli.commands import cli
 from vitexport.device import EngineRequest, build_here, open_for_engine
 from vitexport.errors import BundleError, DeviceError, InputError, ToolchainError, UsageError
 from vitexport.machine import l4t_release
-from vitexport.pipeline import BuildRequest, run
 from vitexport.preprocess import RESAMPLING
 from vitexport.runtime import engines, load
 
-# Which bundle goes to a machine with which library, and that machine's GPU.
-MACHINES = {
-    "8.5": ("weak_bundle", (7, 2)),
-    "8.6": ("orin_6_0", (8, 7)),
-    "10.3": ("jetson_bundle", (8, 7)),
-    "10.16": ("orin_7_2", (8, 7)),
-    "11.4": ("hopper", (9, 0)),
-    "RTX 1.7": ("l4_bundle", (8, 9)),
-}
 PLAIN = EngineRequest()
 KILLS = 50
-
-
-def tiny(folder: Path, **words: Any) -> Built:
-    return Built(*run(BuildRequest(model=TINY, precision="fp16", out=folder / "tiny", **words), silent))
-
-
-@pytest.fixture(scope="module")
-def orin_6_0(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return tiny(tmp_path_factory.mktemp("orin60"), target="jetson-orin-nx-16gb", jetpack="6.0")
-
-
-@pytest.fixture(scope="module")
-def orin_7_2(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return tiny(tmp_path_factory.mktemp("orin72"), target="jetson-orin-nx-16gb", jetpack="7.2")
-
-
-@pytest.fixture(scope="module")
-def hopper(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return tiny(tmp_path_factory.mktemp("hopper"), target="h100-sxm")
-
-
-@dataclasses.dataclass
-class Device:
-    """A bundle's copy on a machine."""
-
-    monkeypatch: pytest.MonkeyPatch
-    root: Path
-    conduct: Conduct
-    cuda: FakeCuda
-
-    def install(self, generation: str) -> None:
-        for name, module in installed.modules(generation, self.conduct, self.cuda).items():
-            self.monkeypatch.setitem(sys.modules, name, module)
-
-    @property
-    def bundle(self) -> Bundle:
-        return open_for_engine(self.root)
-
-
-@pytest.fixture
-def make_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Device]:
-    def make(generation: str) -> Device:
-        fixture, capability = MACHINES[generation]
-        root = tmp_path / "bundle"
-        shutil.copytree(request.getfixturevalue(fixture).root, root)
-        cuda = FakeCuda(capability=capability, memory=1 << 28)
-        device = Device(monkeypatch, root, Conduct(computes_onnx=True), cuda)
-        device.install(generation)
-        return device
-
-    return make
-
-
-@pytest.fixture
-def orin(make_device: Callable[[str], Device]) -> Device:
-    return make_device("10.3")
 
 
 def snapshot(root: Path) -> dict[str, bytes]:

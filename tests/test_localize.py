@@ -6,25 +6,19 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, Built
-from fakes import installed
-from fakes.fake_cuda import FakeCuda
-from fakes.fake_tensorrt import Conduct
+from conftest import Built
+from devices import Device
 
-from vitexport.artifacts import EngineRecipe, Outputs, silent
+from vitexport.artifacts import EngineRecipe, Outputs
 from vitexport.bundle import Bundle, hash_files, open_bundle, write_manifest
 from vitexport.cli.commands import cli
-from vitexport.device import EngineRequest, build_here, open_for_engine
 from vitexport.errors import BundleError
-from vitexport.pipeline import BuildRequest, run
-from vitexport.report import Check, Report
+from vitexport.report import Check
 from vitexport.runtime.backends.tensorrt_build import BuilderOptions, build_plan, marked_name
 from vitexport.runtime.checkpoints import (
     FILES,
@@ -40,69 +34,14 @@ from vitexport.runtime.checkpoints import (
 )
 from vitexport.validate.localize import localize
 
-# A bundle, the library of its device, and that device's GPU.
-MACHINES = {
-    "8.5": ("weak_bundle", (7, 2)),
-    "8.6": ("orin_6_0", (8, 7)),
-    "10.3": ("jetson_bundle", (8, 7)),
-    "11.4": ("hopper", (9, 0)),
-}
-
-
-def tiny(folder: Path, **words: Any) -> Built:
-    return Built(*run(BuildRequest(model=TINY, precision="fp16", out=folder / "tiny", **words), silent))
-
-
-@pytest.fixture(scope="module")
-def orin_6_0(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return tiny(tmp_path_factory.mktemp("orin60"), target="jetson-orin-nx-16gb", jetpack="6.0")
-
-
-@pytest.fixture(scope="module")
-def hopper(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return tiny(tmp_path_factory.mktemp("hopper"), target="h100-sxm")
-
-
-@dataclasses.dataclass
-class Device:
-    """A bundle's copy on a machine."""
-
-    root: Path
-    conduct: Conduct
-
-    def build(self, *, search: bool = False) -> tuple[Path | None, Report]:
-        return build_here(open_for_engine(self.root), EngineRequest(localize=search))
-
-    def located(self, *, search: bool = False) -> Check:
-        _, report = self.build(search=search)
-        [check] = [check for check in report.checks if check.name == "localize"]
-        return check
-
-
-@pytest.fixture
-def make_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Device]:
-    def make(generation: str) -> Device:
-        fixture, capability = MACHINES[generation]
-        root = tmp_path / "bundle"
-        shutil.copytree(request.getfixturevalue(fixture).root, root)
-        device = Device(root, Conduct(computes_onnx=True))
-        cuda = FakeCuda(capability=capability, memory=1 << 28)
-        for name, module in installed.modules(generation, device.conduct, cuda).items():
-            monkeypatch.setitem(sys.modules, name, module)
-        return device
-
-    return make
-
-
-@pytest.fixture
-def orin(make_device: Callable[[str], Device]) -> Device:
-    return make_device("10.3")
+# A generation for each way in which a network's outputs are marked.
+SEARCHED = ("8.5", "8.6", "10.3", "11.4")
 
 
 # ---- on a device
 
 
-@pytest.mark.parametrize("generation", MACHINES)
+@pytest.mark.parametrize("generation", SEARCHED)
 def test_the_first_module_that_computes_wrong_is_named(generation: str, make_device: Callable[[str], Device]) -> None:
     device = make_device(generation)
     device.conduct.wrong_from = "blocks.1.mlp.fc1/Add"
@@ -119,7 +58,7 @@ def test_the_first_module_that_computes_wrong_is_named(generation: str, make_dev
     assert not (device.root / "engines").exists()
 
 
-@pytest.mark.parametrize("generation", MACHINES)
+@pytest.mark.parametrize("generation", SEARCHED)
 def test_of_a_right_engine_nothing_is_named(generation: str, make_device: Callable[[str], Device]) -> None:
     device = make_device(generation)
     folder, report = device.build(search=True)

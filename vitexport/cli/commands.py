@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -408,11 +409,7 @@ def triton(
     """
     request = ServeRequest(name=name, instances=instances, queue_delay_us=queue_delay)
     added = write_repository([open_bundle(bundle) for bundle in bundles], out, request)
-    if as_json:
-        show.print_json({"repository": str(out), "added": added})
-    elif not quiet:
-        click.echo(f"{out}: {', '.join(added)}")
-    return EXIT_OK
+    return _written("repository", out, "added", added, as_json=as_json, quiet=quiet)
 
 
 @cli.command(short_help="Write a project that runs a bundle in an application.")
@@ -426,10 +423,15 @@ def app(*, bundle: Path, kind: AppKind, out: Path, as_json: bool, quiet: bool, v
     The model takes the picture itself, so BUNDLE is one for web or android-arm64, or was built with --embed-preprocess.
     """
     files = write_app(open_bundle(bundle), kind, out)
+    return _written("project", out, "files", files, as_json=as_json, quiet=quiet)
+
+
+def _written(what: str, out: Path, parts: str, names: Sequence[str], *, as_json: bool, quiet: bool) -> int:
+    """Say which files came to be in the folder `out`."""
     if as_json:
-        show.print_json({"project": str(out), "files": files})
+        show.print_json({what: str(out), parts: list(names)})
     elif not quiet:
-        click.echo(f"{out}: {', '.join(files)}")
+        click.echo(f"{out}: {', '.join(names)}")
     return EXIT_OK
 
 
