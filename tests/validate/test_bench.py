@@ -36,6 +36,7 @@ from vitexport.validate.bench import (
     Beside,
     Contender,
     bench_bundle,
+    few_calls,
     on_gpu,
     warm_up,
     with_bench,
@@ -357,6 +358,12 @@ def test_a_quiet_device_has_no_caution(l4: Model, monkeypatch: pytest.MonkeyPatc
     assert found["cautions"] == []
     assert probe.closed
     assert facts(found)["held back"] == "no"
+
+
+@pytest.mark.parametrize(("calls", "told"), [((100, 300), False), ((300, 99), True)])
+def test_a_99th_percentile_offew_calls_is_told(calls: tuple[int, ...], *, told: bool) -> None:
+    notes = few_calls([{"calls": count} for count in calls])
+    assert [f"(here {min(calls)})" in note for note in notes] == ([True] if told else [])
 
 
 def test_words_for_what_is_known_and_for_what_is_not() -> None:

@@ -262,70 +262,73 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
     """The preprocessing, the model of normalized pixels, and the ensemble that joins them."""
     manifest = bundle.manifest
     batch, spec, gpu = manifest.batch, manifest.preprocess, manifest.target.kind != "cpu"
-    first, second = f"{name}-preprocess", f"{name}-engine"
     pixels = Tensor(name=PIXELS, data_type="TYPE_FP32", dims=_dims(batch, (3, spec.height, spec.width)))
     picture = dataclasses.replace(PICTURE, dims=_dims(batch, PICTURE.dims))
     outputs = _outputs(manifest.outputs, batch, labelled=manifest.labels is not None)
-    plain = [dataclasses.replace(output, labels=False).message() for output in outputs]
     batching = _batching(batch, request)
     # Triton's own copy of a size: pictures differ, so requests are joined only behind the preprocessing.
     unbatched = {"max_batch_size": batching["max_batch_size"]}
     golden = _golden(bundle)
     normalized = normalize(golden, spec)
-    accelerators = {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": map_of({"precision_mode": "FP16"})}]}
+    first = _Model(
+        name=f"{name}-preprocess",
+        config={
+            "backend": "onnxruntime",
+            **unbatched,
+            "input": [picture.message()],
+            "output": [pixels.message()],
+            "instance_group": [_instances(request, gpu=False)],
+            "model_warmup": [_warm_up(batch, golden, "TYPE_UINT8")],
+        },
+        files={"model.onnx": spec},
+        golden=golden,
+    )
     config: dict[str, Any] = {
         **backend,
         **batching,
         "input": [dataclasses.replace(pixels, name=INPUT_NAME).message()],
-        "output": plain,
+        "output": [dataclasses.replace(output, labels=False).message() for output in outputs],
         "instance_group": [_instances(request, gpu=gpu)],
         "model_warmup": [_warm_up(batch, normalized, "TYPE_FP32")],
     }
     if cc:
         config |= {"default_model_filename": next(iter(inner)), "cc_model_filenames": map_of(cc)}
     elif gpu:
-        config["optimization"] = {"execution_accelerators": accelerators}
-    steps = [
+        parameters = map_of({"precision_mode": "FP16"})
+        config["optimization"] = {
+            "execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": parameters}]}
+        }
+    second = _Model(name=f"{name}-engine", config=config, files=inner, golden=normalized)
+    whole = _Model(
+        name=name,
+        config={
+            "platform": "ensemble",
+            **unbatched,
+            "input": [picture.message()],
+            "output": [output.message() for output in outputs],
+            "ensemble_scheduling": {"step": _steps(first, second, outputs)},
+        },
+        files={},
+        labels=manifest.labels,
+    )
+    return [first, second, whole]
+
+
+def _steps(first: _Model, second: _Model, outputs: Sequence[Tensor]) -> list[Message]:
+    """`first` from the picture to pixels, then `second` from those to `outputs`."""
+    return [
         {
-            "model_name": first,
+            "model_name": first.name,
             "model_version": -1,
             "input_map": map_of({INPUT_NAME: INPUT_NAME}),
             "output_map": map_of({PIXELS: PIXELS}),
         },
         {
-            "model_name": second,
+            "model_name": second.name,
             "model_version": -1,
             "input_map": map_of({INPUT_NAME: PIXELS}),
             "output_map": map_of({output.name: output.name for output in outputs}),
         },
-    ]
-    return [
-        _Model(
-            name=first,
-            config={
-                "backend": "onnxruntime",
-                **unbatched,
-                "input": [picture.message()],
-                "output": [pixels.message()],
-                "instance_group": [_instances(request, gpu=False)],
-                "model_warmup": [_warm_up(batch, golden, "TYPE_UINT8")],
-            },
-            files={"model.onnx": spec},
-            golden=golden,
-        ),
-        _Model(name=second, config=config, files=inner, golden=normalized),
-        _Model(
-            name=name,
-            config={
-                "platform": "ensemble",
-                **unbatched,
-                "input": [picture.message()],
-                "output": [output.message() for output in outputs],
-                "ensemble_scheduling": {"step": steps},
-            },
-            files={},
-            labels=manifest.labels,
-        ),
     ]
 
 

@@ -41,6 +41,8 @@ STABLE_PERCENT = 2.0
 WINDOW_SECONDS = 0.1
 WINDOW_CALLS = 5
 MINIMUM_CALLS = 20
+# Fewer have no call beyond their 99th percentile.
+CALLS_FOR_P99 = 100
 # A variant keeps its turn about this long: less, and changing costs more than the calls; more, and drift is not shared.
 TURN_SECONDS = 0.05
 MOST_CALLS_A_TURN = 50
@@ -224,11 +226,11 @@ def bench_bundle(
             rows += _time_batch(variants, size, request, monitor, skipped, unsteady)
         telemetry = monitor.finish()
     others = share_of_others(before, processor_seconds(), time.perf_counter() - begin)
-    machine = describe_machine()
     cautions = _cautions(unsteady, telemetry, others)
     if model.fallback is not None:
         message = f"{model.backend.description} ran instead of the engine: {model.fallback}"
         cautions.insert(0, {"kind": "fallback", "message": message})
+    machine = describe_machine()
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -240,11 +242,7 @@ def bench_bundle(
         "rows": rows,
         "skipped": skipped,
         "cautions": cautions,
-        "method": {
-            "warm_up": f"until the medians of {STABLE_WINDOWS} windows of at least {WINDOW_SECONDS:g} s and {WINDOW_CALLS} "
-            f"calls lie within {STABLE_PERCENT:g} %, at most {_most(request):g} s",
-            "seconds": request.seconds,
-        },
+        "method": _method(request),
         "machine": machine,
         "built": _built(model),
     }
@@ -253,8 +251,25 @@ def bench_bundle(
         checks=(),
         measurements={"bench": document},
         machine=machine,
-        notes=tuple(caution["message"] for caution in cautions),
+        notes=(*(caution["message"] for caution in cautions), *few_calls(rows)),
     )
+
+
+def _method(request: BenchRequest) -> dict[str, Any]:
+    """How the figures came about."""
+    return {
+        "warm_up": f"until the medians of {STABLE_WINDOWS} windows of at least {WINDOW_SECONDS:g} s and {WINDOW_CALLS} "
+        f"calls lie within {STABLE_PERCENT:g} %, at most {_most(request):g} s",
+        "seconds": request.seconds,
+    }
+
+
+def few_calls(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What is to be said of a 99th percentile of too few calls; nothing where there were enough."""
+    fewest = min((int(row["calls"]) for row in rows), default=CALLS_FOR_P99)
+    if fewest >= CALLS_FOR_P99:
+        return ()
+    return (f"p99 of fewer than {CALLS_FOR_P99} calls (here {fewest}) is next to the slowest one; --seconds times longer.",)
 
 
 def with_bench(report: Report, timed: Report) -> Report:

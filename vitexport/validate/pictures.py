@@ -15,7 +15,8 @@ from vitexport.preprocess import PreprocessSpec, load_image, preprocess
 from vitexport.report import Check, at_most
 from vitexport.validate.probes import PHOTOGRAPHS
 
-# Of 255. Pillow rounds twice; a third level is what a rounding that falls otherwise in both directions may add.
+# Of 255. ONNX Runtime's CPU gives Pillow's very pixels; where sums are rounded otherwise (TF32, float16), a level in each
+# direction is lost, and the mean tells that from another filter.
 MEAN_LIMIT = 1.0
 LARGEST_LIMIT = 3.0
 # Width and height: a camera's 12 megapixels, a portrait, a line, a column, a strip, one smaller than any model's input.
