@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vitexport.cli.commands import main
+from vitexport.cli.border import main
 
 __all__ = ["main"]

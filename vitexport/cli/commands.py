@@ -5,32 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-import io
 import os
-import signal
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from vitexport.apps import KINDS, AppKind, write_app
-from vitexport.artifacts import BatchRange, Outputs
+from vitexport.artifacts import Outputs
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.cli import show
 from vitexport.cli.options import PATH, build_options, output_options
+from vitexport.cli.words import build_request
 from vitexport.datasets import ImageSet, open_labelled
 from vitexport.errors import (
     EXIT_CHECK_FAILED,
     EXIT_OK,
-    InterruptedBuildError,
-    ToolchainError,
     UsageError,
-    VitexportError,
     missing,
 )
 from vitexport.report import Report
@@ -75,7 +68,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
     MODEL is a timm name (vit_small_patch16_224, vit_small_patch16_224.augreg_in1k), hf-hub:…, local-dir:… or
     torchvision:vit_b_16.
     """
-    request = _request(arguments)
+    request = build_request(arguments)
     from vitexport.pipeline import run
 
     with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
@@ -93,7 +86,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
 @output_options
 def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     """Say every problem and every step of a build with the same arguments, and run nothing."""
-    request = _request(arguments)
+    request = build_request(arguments)
     from vitexport.pipeline import plan as make_plan
 
     with show.native_output_aside():
@@ -520,73 +513,6 @@ def _write_arrays(path: Path, outputs: Outputs) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _request(arguments: dict[str, Any]) -> Any:
-    """Words to a `BuildRequest`."""
-    try:
-        from vitexport.pipeline import BuildRequest
-        from vitexport.quantize.settings import Observer, Placement, QuantSettings
-        from vitexport.source import ModelRequest
-        from vitexport.validate.numerics import Budget
-    except ModuleNotFoundError as error:
-        raise missing(str(error.name).partition(".")[0], "build", "Building a bundle") from None
-    except (ImportError, RuntimeError, OSError) as error:
-        # "operator torchvision::nms does not exist": torchvision's wheels need the torch wheel of the same release and kind.
-        raise ToolchainError(
-            f"PyTorch, torchvision or timm is installed but cannot be imported ({error}). torch and torchvision must come "
-            "from one release and be of one kind (CPU or CUDA); install them together."
-        ) from error
-    if arguments["checkpoint"] is not None and arguments["pretrained"]:
-        raise UsageError("--checkpoint and --pretrained exclude each other; give one of them.")
-    pretrained = arguments["pretrained"]
-    model = ModelRequest(
-        name=arguments["model"],
-        checkpoint=arguments["checkpoint"],
-        pretrained=arguments["checkpoint"] is None if pretrained is None else pretrained,
-        kwargs=dict(arguments["model_kwargs"]),
-        num_classes=arguments["num_classes"],
-        img_size=arguments["img_size"],
-        head=arguments["head"],
-        features=arguments["features"],
-        softmax=arguments["softmax"],
-        mean=arguments["mean"],
-        std=arguments["std"],
-        crop_pct=arguments["crop_pct"],
-        interpolation=arguments["interpolation"],
-        seed=arguments["seed"],
-    )
-    return BuildRequest(
-        model=model,
-        target=arguments["target"][0],
-        more_targets=arguments["target"][1:],
-        jetpack=arguments["jetpack"],
-        precision=arguments["precision"],
-        calibration=arguments["calibration"],
-        calibration_size=arguments["calibration_size"],
-        quantization=QuantSettings(
-            placement=Placement.parse(arguments["placement"]),
-            observer=Observer.parse(arguments["observer"]),
-            rounding=arguments["rounding"],
-            degraded=arguments["degraded"],
-            equalize=arguments["equalize"],
-            include=tuple(arguments["include"]),
-            exclude=tuple(arguments["exclude"]),
-        ),
-        recipe=arguments["recipe"],
-        data=arguments["data"],
-        labels=arguments["labels"],
-        batch=BatchRange.parse(arguments["batch"]),
-        embed_preprocess=arguments["embed_preprocess"],
-        top_indices=arguments["top_indices"],
-        budget=Budget(
-            max_drop=arguments["max_drop"],
-            min_agreement=arguments["min_agreement"],
-            min_cosine=arguments["min_cosine"],
-        ),
-        out=arguments["out"],
-        force=arguments["force"],
-    )
-
-
 def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:
     if data is None:
         return None
@@ -606,60 +532,3 @@ def _finish(report: Report, *, as_json: bool, verbose: bool) -> int:
 
 def _device_json(device: Device) -> dict[str, Any]:
     return dataclasses.asdict(device)
-
-
-def main() -> NoReturn:
-    """The one border between errors and exit codes."""
-    signal.signal(signal.SIGTERM, _on_terminate)
-    _prepare_streams()
-    verbose = "--verbose" in sys.argv[1:]
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
-        sys.stderr.close()
-        code = 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - see `_explain`
-        code = _fail(error, verbose=verbose)
-    sys.exit(code or 0)
-
-
-def _prepare_streams() -> None:
-    """Nothing about the terminal is a reason to fail: neither a closed stream nor a character that its encoding lacks."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def _on_terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    # Not an Exception: the rooms turn a library's exceptions into their own errors, and this is none of a library's.
-    raise KeyboardInterrupt
-
-
-def _fail(error: BaseException, *, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exception(error)
-    explained = _explain(error)
-    click.echo(f"Error: {explained}", err=True)
-    return explained.exit_code
-
-
-def _explain(error: BaseException) -> VitexportError:
-    """What every exception means to a user. A traceback is no message, and Python's own exit code 1 means a failed check."""
-    if isinstance(error, VitexportError):
-        return error
-    if isinstance(error, (KeyboardInterrupt, click.exceptions.Abort)):
-        return InterruptedBuildError("Interrupted.")
-    if isinstance(error, MemoryError):
-        return VitexportError("The machine ran out of memory. Use a smaller model, image or batch.")
-    if isinstance(error, OSError):
-        return VitexportError(f"The system refused: {error}.")
-    return VitexportError(
-        f"Unexpected {type(error).__name__}: {error}. This is a defect of vitexport; --verbose shows where it lies."
-    )
