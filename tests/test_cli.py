@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
 def test_a_model_without_classes_has_no_accuracy(vitexport: Command, embedding_bundle: Built) -> None:
     refused = vitexport("validate", embedding_bundle.root, "--data", VALIDATION)
     assert_refused(refused, 2, "names no classes, so there is no accuracy; leave --data out")
-    assert "2 passed" in vitexport("validate", embedding_bundle.root).stdout
+    assert "3 passed" in vitexport("validate", embedding_bundle.root).stdout
 
 
 def test_commands_print_for_people(vitexport: Command, cpu_bundle: Built, jetson_bundle: Built) -> None:
@@ -221,7 +221,7 @@ def test_commands_print_for_people(vitexport: Command, cpu_bundle: Built, jetson
         assert fragment in shown
     assert "7 " in vitexport("predict", cpu_bundle.root, DIGIT).stdout
     assert "p50 ms" in vitexport("bench", cpu_bundle.root, "--seconds", "0.1", "--no-pytorch").stdout
-    assert "2 passed" in vitexport("validate", cpu_bundle.root).stdout
+    assert "3 passed" in vitexport("validate", cpu_bundle.root).stdout
 
 
 def test_a_device_build_ships_the_script_that_the_report_names(vitexport: Command, jetson_bundle: Built) -> None:

@@ -48,10 +48,11 @@ def test_each_generation_builds_and_runs_a_bundle(generation: str, make_device: 
     before = snapshot(device.root)
     folder, report = build_here(device.bundle, PLAIN)
     assert folder is not None
-    assert [(check.name, check.status) for check in report.checks[:4]] == [
+    assert [(check.name, check.status) for check in report.checks[:5]] == [
         ("engine", "passed"),
         ("golden", "passed"),
         ("preprocessing", "passed"),
+        ("decoding", "passed"),
         ("accuracy", "skipped"),
     ]
     assert report.count("failed") == 0
@@ -150,11 +151,41 @@ def test_a_plain_engine_serves_no_other_version(orin: Device) -> None:
         load(orin.root, backend="tensorrt")
 
 
+def test_a_plain_engine_serves_no_other_model_of_the_same_compute_capability(orin: Device) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    assert "-fake-gpu-8-" in folder.name
+    orin.cuda.multiprocessors = 16
+    with pytest.raises(DeviceError, match=r"holds no engine for this machine \(.*fake-gpu-16.*only .*fake-gpu-8"):
+        load(orin.root, backend="tensorrt")
+    build_here(orin.bundle, PLAIN)
+    assert len(list((orin.root / "engines").iterdir())) == 2
+
+
+def test_what_was_measured_on_another_model_is_not_taken_for_this_ones(make_device: Callable[[str], Device]) -> None:
+    device = make_device("11.4")
+    build_here(device.bundle, EngineRequest(hardware_compatible=True))
+    device.cuda.multiprocessors = 16
+    load(device.root, backend="tensorrt").close()  # it runs here,
+    build_here(device.bundle, PLAIN)
+    assert [build["cache"] for build in device.conduct.built] == ["", ""]  # and its timings are not used
+
+
+def test_an_engine_of_tensorrt_rtx_serves_every_model_of_its_compute_capability(
+    make_device: Callable[[str], Device],
+) -> None:
+    device = make_device("RTX 1.7")
+    build_here(device.bundle, PLAIN)
+    device.cuda.multiprocessors = 16
+    assert len(engines.names(device.bundle)) == 1
+    load(device.root, backend="tensorrt").close()
+
+
 def test_a_hardware_compatible_engine_serves_other_gpus_from_ampere_on(make_device: Callable[[str], Device]) -> None:
     device = make_device("11.4")
     build_here(device.bundle, EngineRequest(hardware_compatible=True))
     assert device.conduct.built[0]["hardware"] == "AMPERE_PLUS"
-    device.cuda.capability = (8, 0)
+    device.cuda.capability, device.cuda.multiprocessors = (8, 0), 108
     load(device.root, backend="tensorrt").close()
     device.cuda.capability = (7, 5)
     with pytest.raises(DeviceError, match="holds no engine for this machine"):
@@ -228,6 +259,8 @@ def test_kernels_of_tensorrt_rtx_are_compiled_once_and_kept(make_device: Callabl
     build_here(device.bundle, PLAIN)
     assert not (device.root / "cache").exists()  # judging an engine keeps nothing
     device.conduct.compiled.clear()
+    # Kernels for any shape would be kept, and recorded, in place of those for the shape.
+    assert {strategy.name for strategy in device.conduct.specialized} == {"EAGER"}
     for command in ("predict", "validate"):
         words = [str(VALIDATION / "7" / "digit_0081.png")] if command == "predict" else []
         assert cli.main([command, str(device.root), *words, "--backend", "tensorrt"], standalone_mode=False) == 0
@@ -281,7 +314,7 @@ def test_a_device_that_prepares_pictures_otherwise_keeps_no_engine(orin: Device)
     orin.monkeypatch.setitem(RESAMPLING, orin.bundle.manifest.preprocess.interpolation, Image.Resampling.NEAREST)
     folder, report = build_here(orin.bundle, PLAIN)
     assert folder is None
-    assert [check.name for check in report.checks if check.status == "failed"] == ["preprocessing"]
+    assert [check.name for check in report.checks if check.status == "failed"] == ["preprocessing", "decoding"]
 
 
 def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +323,7 @@ def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixt
     assert "passed  accuracy" in shown
     assert "engine: " in shown
     report = json.loads(next((orin.root / "engines").glob("*/report.json")).read_text(encoding="utf-8"))
-    assert [check["name"] for check in report["checks"]][:4] == ["engine", "golden", "preprocessing", "accuracy"]
+    assert [check["name"] for check in report["checks"]][:5] == ["engine", "golden", "preprocessing", "decoding", "accuracy"]
 
 
 def test_what_is_accepted_is_timed_beside_its_estimate(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,13 +348,64 @@ def test_what_is_not_accepted_is_not_timed(orin: Device) -> None:
     assert "bench" not in report.measurements
 
 
-def test_an_engine_that_cannot_be_timed_is_kept(orin: Device) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ToolchainError("no kernel image is available"), "no kernel image is available"),
+        (AttributeError("module 'torch' has no attribute 'x'"), "AttributeError: module 'torch' has no attribute 'x'"),
+    ],
+)
+def test_an_engine_that_cannot_be_timed_is_kept(orin: Device, error: Exception, told: str) -> None:
     def no_device(_: Any) -> Any:
-        raise ToolchainError("no kernel image is available")
+        # An error of CUDA in PyTorch is one for the whole process, closing the engine included.
+        orin.cuda.is_broken = True
+        raise error
 
     folder, report = build_here(orin.bundle, EngineRequest(bench_seconds=0.1), pytorch=no_device)
     assert folder is not None
-    assert [check.message for check in report.checks if check.name == "latency"] == ["no kernel image is available"]
+    assert [check.message for check in report.checks if check.name == "latency"] == [told]
+
+
+def test_an_engine_that_cannot_be_inspected_is_kept(orin: Device) -> None:
+    orin.conduct.fails = "inspector"
+    folder, report = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    checks = {check.name: check for check in report.checks}
+    assert (checks["golden"].status, checks["fused_attention"].status) == ("passed", "skipped")
+    assert "cannot be inspected" in checks["fused_attention"].message
+
+
+def test_an_engine_that_is_slower_than_it_should_be_is_kept_and_timed(orin: Device) -> None:
+    orin.conduct.unfused = ("blocks.1.attn",)
+    folder, report = build_here(orin.bundle, EngineRequest(bench_seconds=0.05))
+    assert folder is not None
+    assert [check.name for check in report.checks if check.status == "failed"] == ["fused_attention"]
+    assert "bench" in report.measurements
+
+
+def test_a_search_that_finds_something_in_another_engine_leaves_this_one(orin: Device) -> None:
+    def later() -> None:
+        if len(orin.conduct.built) > 1:
+            orin.conduct.wrong_from = "blocks.1.mlp.fc1/Add"
+
+    orin.conduct.during_build = later
+    folder, report = build_here(orin.bundle, EngineRequest(localize=True))
+    assert folder is not None
+    assert [check.name for check in report.checks if check.status == "failed"] == ["localize"]
+
+
+def test_a_full_disk_while_searching_leaves_the_verdict_as_it_is(orin: Device) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if self.name == "marked.engine":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+
+    orin.monkeypatch.setattr(Path, "write_bytes", full)
+    folder, report = build_here(orin.bundle, EngineRequest(localize=True))
+    assert folder is not None
+    assert [check.status for check in report.checks if check.name == "localize"] == ["skipped"]
 
 
 def test_a_search_that_fails_leaves_the_verdict_as_it_is(orin: Device) -> None:
@@ -558,6 +642,49 @@ def test_two_folders_change_names_at_once(tmp_path: Path) -> None:
         pytest.skip("this system cannot exchange names")
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["one"]
+
+
+def test_an_exchange_that_fails_twice_keeps_the_old_engine_aside(orin: Device) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    before = snapshot(orin.root)
+    orin.monkeypatch.setattr("vitexport.runtime.engines._swap", lambda *_: False)
+    rename, final = Path.rename, folder
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == final:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with orin.monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(InputError, match="Input/output error"):
+            build_here(orin.bundle, EngineRequest(workspace_mib=7))
+    orin.conduct.noise = 0.3
+    build_here(orin.bundle, PLAIN)
+    assert snapshot(orin.root) == before
+
+
+@pytest.mark.parametrize("kind", ["dangling", "live", "file"])
+def test_a_link_in_the_place_of_an_engine_is_refused(orin: Device, tmp_path: Path, kind: str) -> None:
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    if kind == "file":
+        folder.touch()
+    else:
+        folder.symlink_to(elsewhere if kind == "live" else tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not a plain folder"):
+        build_here(orin.bundle, PLAIN)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_was_named_is_flushed_to_the_disk(orin: Device) -> None:
+    flushed: list[Path] = []
+    orin.monkeypatch.setattr("vitexport.runtime.engines._flush", flushed.append)
+    folder, _ = build_here(orin.bundle, PLAIN)
+    assert folder is not None
+    assert [path.parent for path in flushed] == [folder.parent, orin.root]
 
 
 def test_an_engine_that_a_kill_left_aside_gets_its_name_back(orin: Device) -> None:

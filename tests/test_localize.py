@@ -80,7 +80,7 @@ def test_of_a_right_engine_nothing_is_named(generation: str, make_device: Callab
 def test_it_is_not_searched_for_unasked(orin: Device) -> None:
     _, report = orin.build()
     assert [check.name for check in report.checks] == [
-        *("engine", "golden", "preprocessing", "accuracy"),
+        *("engine", "golden", "preprocessing", "decoding", "accuracy"),
         *("fused_attention", "int8_layers"),
     ]
     assert len(orin.conduct.built) == 1

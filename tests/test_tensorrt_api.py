@@ -151,6 +151,8 @@ def test_what_only_some_have_is_asked_for_before_it_is_used(generation: str) -> 
             "set_runtime_cache",
             "ComputeCapability",
             "set_compute_capability",
+            *("DynamicShapesKernelSpecializationStrategy", "EAGER", "dynamic_shapes_kernel_specialization_strategy"),
+            "is_stream_capturable",
         ),
         *(name for name in DATA["ComputeCapability"]),
         "deserialize",

@@ -272,7 +272,17 @@ def test_closing_gives_everything_back(machine: Machine) -> None:
     assert len(machine.cuda.blocks) == 2
     backend.close()
     assert (machine.cuda.blocks, machine.cuda.queues) == ({}, {})
+    assert not {"_context", "_engine", "_runtime"} & {name for name, value in vars(backend).items() if value is not None}
     backend.close()
+
+
+def test_closing_after_an_error_of_cuda_frees_what_it_can(machine: Machine) -> None:
+    backend = opened(machine)
+    for _ in range(2):
+        backend.run(images(1))
+    machine.cuda.is_broken = True
+    backend.close()
+    assert (machine.cuda.blocks, machine.cuda.queues, machine.cuda.graphs) == ({}, {}, 0)
 
 
 def opened(machine: Machine) -> TensorRtBackend:
@@ -311,6 +321,18 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph_and_says_so(mach
         np.testing.assert_allclose(backend.run(batch)[LOGITS], expected(LOGITS, batch), rtol=1e-6)
     assert machine.cuda.launches == 0
     assert str(backend.graph_refusal).startswith("the engine cannot be recorded (cudaErrorStreamCaptureInvalidated)")
+
+
+def test_tensorrt_rtx_is_asked_whether_it_can_be_recorded(machine: Machine) -> None:
+    machine.install("RTX 1.7")
+    machine.conduct.records = False
+    backend = machine.open(facts_of("RTX 1.7"))
+    assert isinstance(backend, TensorRtBackend)
+    for seed in range(3):
+        batch = images(2, seed)
+        np.testing.assert_allclose(backend.run(batch)[LOGITS], expected(LOGITS, batch), rtol=1e-6)
+    assert "takes memory while it runs" in str(backend.graph_refusal)
+    assert machine.cuda.launches == 0
 
 
 def test_no_memory_for_a_graph_is_no_reason_to_fail(machine: Machine) -> None:
@@ -377,6 +399,14 @@ def test_a_machine_without_gpu_is_refused_before_tensorrt_is_touched(
     with pytest.raises(
         DeviceError, match=rf"compiled for NVIDIA L4 \(compute capability 8\.9\).*no CUDA GPU \({status.name}\)"
     ):
+        machine.open(facts_of("10.3"))
+
+
+def test_bindings_that_raise_without_a_driver_are_told_as_well(machine: Machine) -> None:
+    machine.cuda = FakeCuda()
+    machine.cuda.raises = "Failed to dlopen libcuda.so.1"
+    machine.install("10.3")
+    with pytest.raises(DeviceError, match=r"no CUDA GPU \(Failed to dlopen libcuda\.so\.1\)"):
         machine.open(facts_of("10.3"))
 
 

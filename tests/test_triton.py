@@ -147,7 +147,12 @@ def test_engines_of_several_gpus_become_plans(jetson_bundle: Built, tmp_path: Pa
         path = tmp_path / f"{capability}.engine"
         path.write_bytes(capability.encode())
         where = Fingerprint(
-            library="tensorrt", version="10.3.0", compute_capability=capability, system="linux-x86_64", driver="12.8"
+            library="tensorrt",
+            version="10.3.0",
+            compute_capability=capability,
+            gpu="gpu-8",
+            system="linux-x86_64",
+            driver="12.8",
         )
         return BuiltHere(path=path, fingerprint=where)
 

@@ -215,7 +215,7 @@ class Bundle:
         return np.array(pixels), {name: np.array(values) for name, values in outputs.items()}
 
     def preprocessed(self) -> NDArray[np.uint8] | None:
-        """Photographs of the package as the build's preprocessing left them, uint8 [n, height, width, 3]; None if absent.
+        """Known pictures as the build's preprocessing left them, uint8 [n, height, width, 3]; None if absent.
 
         Raises:
             BundleError: They are not of this shape.

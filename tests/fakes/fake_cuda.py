@@ -23,6 +23,7 @@ class Status(enum.IntEnum):
     cudaErrorInsufficientDriver = 35  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
     cudaErrorInvalidResourceHandle = 400  # noqa: N815
+    cudaErrorIllegalAddress = 700  # noqa: N815
     cudaErrorStreamCaptureInvalidated = 901  # noqa: N815
 
 
@@ -102,6 +103,9 @@ class FakeCuda:
         self.graphs = 0
         self.clock = 0.0
         self.full = False  # for graphs
+        self.multiprocessors = 8
+        self.raises: str | None = None  # as the bindings before 12.9 do where there is no driver
+        self.is_broken = False  # by an error after which every call fails
 
     @property
     def is_capturing(self) -> bool:
@@ -109,7 +113,7 @@ class FakeCuda:
 
     @property
     def no_gpu(self) -> bool:
-        return self.status != Status.cudaSuccess or not self.count
+        return self.raises is not None or self.status != Status.cudaSuccess or not self.count
 
     def modules(self, names: tuple[str, ...]) -> dict[str, types.ModuleType]:
         """Entries for `sys.modules`: the bindings at the last of `names`, packages before it."""
@@ -150,6 +154,8 @@ class FakeCuda:
     # ---- the bindings: each returns a status and, some, a value
 
     def cudaGetDeviceCount(self) -> tuple[Status, int | None]:  # noqa: N802
+        if self.raises is not None:
+            raise RuntimeError(self.raises)
         return self.status, self.count
 
     def cudaGetDevice(self) -> tuple[Status, int]:  # noqa: N802
@@ -158,7 +164,13 @@ class FakeCuda:
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:  # noqa: N802
         major, minor = self.capability
         return Status.cudaSuccess, types.SimpleNamespace(
-            name=b"Fake GPU\0\0\0", major=major, minor=minor, pciDomainID=0, pciBusID=1, pciDeviceID=0
+            name=b"Fake GPU\0\0\0",
+            major=major,
+            minor=minor,
+            multiProcessorCount=self.multiprocessors,
+            pciDomainID=0,
+            pciBusID=1,
+            pciDeviceID=0,
         )
 
     def cudaDriverGetVersion(self) -> tuple[Status, int]:  # noqa: N802
@@ -179,6 +191,8 @@ class FakeCuda:
         )
 
     def cudaStreamSynchronize(self, stream: Stream) -> tuple[Status]:  # noqa: N802
+        if self.is_broken:
+            return (Status.cudaErrorIllegalAddress,)
         queue = self.queues[int(stream)]
         while queue:
             queue.pop(0)()

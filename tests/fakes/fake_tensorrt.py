@@ -139,6 +139,7 @@ class Conduct:
         output_types: Type that each layer's output was set to.
         records: Whether what a context enqueues can be recorded as a CUDA graph.
         compiled: Kernels that contexts of TensorRT-RTX had to compile, in turn.
+        specialized: When contexts of TensorRT-RTX were asked to compile the kernels of a shape, in turn.
     """
 
     fails: str = ""
@@ -161,6 +162,7 @@ class Conduct:
     output_types: dict[str, str] = dataclasses.field(default_factory=dict)
     records: bool = True
     compiled: list[str] = dataclasses.field(default_factory=list)
+    specialized: list[Any] = dataclasses.field(default_factory=list)
 
 
 class Severity(enum.IntEnum):
@@ -225,6 +227,7 @@ def make_module(generation: Generation, conduct: Conduct, cuda: FakeCuda) -> typ
     if generation.compute_capabilities:
         capabilities = {f"SM{number}": number for number in generation.compute_capabilities}
         module.ComputeCapability = numbered("ComputeCapability", {"NONE": 0, "CURRENT": 1, **capabilities})
+        module.DynamicShapesKernelSpecializationStrategy = Specialization
     module.Builder = functools.partial(Builder, library)
     module.OnnxParser = functools.partial(OnnxParser, library)
     module.Runtime = functools.partial(HostCodeRuntime if generation.compatibility else Runtime, library)
@@ -641,12 +644,14 @@ class Engine:
     def create_execution_context(self, config: PlainRuntimeConfig | None = None) -> Context | None:
         if self.library.conduct.fails == "context" or self.is_stripped:
             return None
+        if self.library.generation.compute_capabilities:
+            self.library.conduct.specialized.append(getattr(config, "dynamic_shapes_kernel_specialization_strategy", None))
         if config is not None and config.cache is not None:
             kernels = f"{self.library.generation.version}: kernels".encode()
             if config.cache.data != kernels:
                 self.library.conduct.compiled.append(self.library.generation.version)
             config.cache.data = kernels
-        return Context(self.library, self)
+        return (RtxContext if self.library.generation.compute_capabilities else Context)(self.library, self)
 
 
 class RuntimeCache:
@@ -671,11 +676,20 @@ class PlainRuntimeConfig:
     cache: RuntimeCache | None = None
 
 
+class Specialization(enum.IntEnum):
+    """When kernels for one shape are compiled."""
+
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
 class RuntimeConfig(PlainRuntimeConfig):
     """Holds a cache."""
 
     def __init__(self) -> None:
         self.cache: RuntimeCache | None = None
+        self.dynamic_shapes_kernel_specialization_strategy = Specialization.LAZY
 
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache()
@@ -762,6 +776,14 @@ class Context:
         work = functools.partial(compute, self.library, self.engine.session, self.shape, dict(self.addresses))
         self.library.cuda.enqueue(stream_handle, work)
         return True
+
+
+class RtxContext(Context):
+    """Tells whether it can be recorded."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert stream in self.library.cuda.queues
+        return self.library.conduct.records
 
 
 def compute(

@@ -467,8 +467,9 @@ def predict(
     if out is not None:
         _check_file(out, ".npz", "outputs are written as NumPy arrays")
     with show.native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
-        if model.fallback is not None and not quiet:
-            click.echo(f"note: running on {model.backend.description}: {model.fallback}", err=True)
+        if not quiet:
+            why = "" if model.fallback is None else f": {model.fallback}"
+            click.echo(f"note: running on {model.backend.description}{why}", err=True)
         prediction = model.predict(list(images))
     if out is not None:
         _write_arrays(out, prediction.outputs)

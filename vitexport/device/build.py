@@ -15,7 +15,7 @@ from vitexport.artifacts import EngineRecipe, Progress, silent
 from vitexport.bundle import REPORT, Bundle, open_bundle, write_json
 from vitexport.datasets import ImageSet
 from vitexport.device.judge import PyTorch, is_accepted, judge, locate
-from vitexport.device.machine import Machine, builder_options, fitting_machine, read_recipe
+from vitexport.device.machine import Machine, builder_options, fitting_machine, read_recipe, with_timings
 from vitexport.device.request import EngineRequest, check_request
 from vitexport.errors import BundleError, UsageError
 from vitexport.report import Check, Report
@@ -67,15 +67,18 @@ def build_here(
     """
     check_request(bundle, request)
     machine = fitting_machine(bundle)
-    options = builder_options(bundle, request, machine)
+    options = builder_options(request, machine)
     job = _Job(bundle=bundle, machine=machine, onnx=_onnx(bundle), recipe=_recipe_for(bundle, machine), options=options)
     with engines.staging(bundle, machine.fingerprint, job.said) as staged:
+        job = dataclasses.replace(job, options=with_timings(options, bundle, machine))
         plan, built = _compile(job, progress)
         engine = BuiltHere(path=staged.folder / engines.ENGINE, fingerprint=machine.fingerprint, options=job.said)
         engine.path.write_bytes(plan.engine)
         if plan.timing_cache is not None:
             (staged.folder / engines.TIMING_CACHE).write_bytes(plan.timing_cache)
         report = judge(bundle, request, engine, data=data, pytorch=pytorch, progress=progress)
+        # What is looked for afterwards, in other engines, says nothing against this one.
+        staged.keep = is_accepted(report.checks)
         is_wrong = any(check.name == GOLDEN and check.status == "failed" for check in report.checks)
         checks = [built, *report.checks]
         if request.localize or is_wrong:
@@ -83,7 +86,6 @@ def build_here(
         notes = (*report.notes, _unconstrained(plan.unconstrained)) if plan.unconstrained else report.notes
         report = dataclasses.replace(report, checks=tuple(checks), notes=notes)
         write_json(staged.folder / REPORT, report.to_json())
-        staged.keep = is_accepted(checks)
     if not staged.keep:
         note = "The engine was not kept: it was not shown to compute what PyTorch computed."
         return None, dataclasses.replace(report, notes=(*report.notes, note))

@@ -11,7 +11,7 @@ from vitexport.artifacts import Outputs, Progress
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.datasets import ImageSet
 from vitexport.device.request import EngineRequest
-from vitexport.errors import InputError, ToolchainError, VitexportError
+from vitexport.errors import BundleError, InputError, ToolchainError, VitexportError
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Report, skipped
 from vitexport.runtime import inspection
@@ -46,9 +46,7 @@ def judge(  # noqa: PLR0913 - what is judged, how, on what and beside what
     with Model(bundle, open_engine(built.path, facts)) as model:
         report = validate_bundle(model, data, request.max_drop, progress)
         if isinstance(model.backend, Inspectable):
-            layers = model.backend.layer_information()
-            built.path.with_name(LAYERS).write_text(layers, encoding="utf-8", errors="replace")
-            report = with_inspection(report, layers, bundle)
+            report = _inspected(report, model.backend, built.path.with_name(LAYERS), bundle)
         if request.bench_seconds is not None and is_accepted(report.checks):
             report = _timed(report, model, request.bench_seconds, pytorch, progress)
         return dataclasses.replace(report, title=f"{title(model)} · {built.fingerprint}")
@@ -61,13 +59,23 @@ def is_accepted(checks: Sequence[Check]) -> bool:
     return judged and failed <= set(inspection.CHECKS)
 
 
+def _inspected(report: Report, backend: Inspectable, path: Path, bundle: Bundle) -> Report:
+    """`report` with what the engine is made of, which `path` gets too; an engine that tells nothing is still one."""
+    try:
+        layers = backend.layer_information()
+    except ToolchainError as error:
+        return dataclasses.replace(report, checks=(*report.checks, skipped(inspection.CHECKS[0], str(error))))
+    path.write_text(layers, encoding="utf-8", errors="replace")
+    return with_inspection(report, layers, bundle)
+
+
 def _timed(report: Report, model: Model, seconds: float, pytorch: PyTorch | None, progress: Progress) -> Report:
     """`report` with how long the engine takes; what cannot be timed is still an engine."""
     try:
         beside = pytorch(model.manifest) if pytorch is not None else None
         timed = bench_bundle(model, BenchRequest(seconds=seconds), pytorch=beside, progress=progress)
-    except VitexportError as error:
-        return dataclasses.replace(report, checks=(*report.checks, skipped("latency", str(error))))
+    except Exception as error:  # noqa: BLE001 - PyTorch and timm of a device's own releases run here, and raise anything
+        return dataclasses.replace(report, checks=(*report.checks, skipped("latency", _sentence(error))))
     return _with_estimate(with_bench(report, timed), model.bundle)
 
 
@@ -94,9 +102,13 @@ def with_inspection(report: Report, layers: str, bundle: Bundle | None) -> Repor
 def locate(bundle: Bundle, built: BuiltHere, build: Callable[[Sequence[str]], bytes], *, is_wrong: bool) -> Check:
     """Where the engine departs from PyTorch; what `build` makes is run once each and not kept.
 
-    A library that fails at these larger engines says nothing of the one that was built: the search is then skipped.
+    A library, or a disk, that fails at these larger engines says nothing of the one that was built: the search is then
+    skipped.
     """
-    checkpoints = read_checkpoints(bundle)
+    try:
+        checkpoints = read_checkpoints(bundle)
+    except BundleError as error:
+        return skipped(localize.NAME, str(error))
     if checkpoints is None:
         return skipped(localize.NAME, "the bundle keeps no outputs of its modules; build it again with this vitexport")
     pixels, _ = bundle.golden()
@@ -117,8 +129,13 @@ def locate(bundle: Bundle, built: BuiltHere, build: Callable[[Sequence[str]], by
 
     try:
         return localize.localize(checkpoints, run, is_wrong=is_wrong)
-    except ToolchainError as error:
-        return skipped(localize.NAME, f"the engine with the modules' outputs cannot be had: {error}")
+    except (VitexportError, OSError) as error:
+        return skipped(localize.NAME, f"the engine with the modules' outputs cannot be had: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    """What `error` says; of one that is none of ours, its kind too."""
+    return str(error) if isinstance(error, VitexportError) else f"{type(error).__name__}: {error}"
 
 
 def inspect_file(path: Path, bundle: Path | None) -> Report:

@@ -103,8 +103,8 @@ def read_recipe(bundle: Bundle) -> EngineRecipe:
         raise BundleError(f"The engine's recipe in bundle {bundle.root} is not what vitexport writes: {error}") from None
 
 
-def builder_options(bundle: Bundle, request: EngineRequest, machine: Machine) -> BuilderOptions:
-    """What the builder may take, and what it starts from.
+def builder_options(request: EngineRequest, machine: Machine) -> BuilderOptions:
+    """What the builder may take.
 
     Raises:
         DeviceError: More memory was asked for than is free.
@@ -116,20 +116,23 @@ def builder_options(bundle: Bundle, request: EngineRequest, machine: Machine) ->
             f"--workspace {request.workspace_mib} asks for more than the {free >> 20} MiB that are free on "
             f"{machine.gpu.name}; give less, or end what else uses the GPU."
         )
-    cache = None
-    if machine.fingerprint.library == "tensorrt":
-        # TensorRT-RTX times nothing when it compiles; its kernels are chosen when the engine is loaded.
-        before = _timings_before(bundle, machine)
-        cache = before.read_bytes() if before is not None else b""
     return BuilderOptions(
         workspace_bytes=wanted,
         optimization_level=request.optimization_level,
-        timing_cache=cache,
         version_compatible=request.version_compatible,
         hardware_compatible=request.hardware_compatible,
         dla_core=request.dla_core,
         strip_weights=request.strip_weights,
     )
+
+
+def with_timings(options: BuilderOptions, bundle: Bundle, machine: Machine) -> BuilderOptions:
+    """`options` with what the build before measured, if it was here; to be called while no other build is at work."""
+    if machine.fingerprint.library != "tensorrt":
+        # TensorRT-RTX times nothing when it compiles; its kernels are chosen when the engine is loaded.
+        return options
+    before = _timings_before(bundle, machine)
+    return dataclasses.replace(options, timing_cache=before.read_bytes() if before is not None else b"")
 
 
 def _timings_before(bundle: Bundle, machine: Machine) -> Path | None:

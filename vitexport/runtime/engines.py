@@ -37,7 +37,8 @@ NEXT_MAJOR = {8: (9, 10), 9: (10,), 10: (11,)}
 # What an engine is called while another one takes its place in two steps.
 _OLD, _ASIDE = ".old", "engine"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
+# EXDEV is what an overlay gives for a folder of its lower layer, such as a bundle in a container's image.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EXDEV})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class Fingerprint:
         library: ``tensorrt`` or ``tensorrt-rtx``.
         version: Of the library.
         compute_capability: Of the GPU.
+        gpu: Its name and multiprocessors, for example ``nvidia-l4-58``, where the engine is for that model: NVIDIA warns of
+            errors on another one of the same compute capability. Empty for TensorRT-RTX, which compiles on the spot.
         system: Operating system and processor, for example ``linux-aarch64``.
         driver: Newest CUDA version that the driver runs.
     """
@@ -55,6 +58,7 @@ class Fingerprint:
     library: str
     version: str
     compute_capability: str
+    gpu: str
     system: str
     driver: str
 
@@ -62,14 +66,21 @@ class Fingerprint:
     def of(cls, library: str, version: str, gpu: Gpu) -> Fingerprint:
         """That of this machine."""
         system = f"{platform.system()}-{platform.machine()}".lower()
+        model = re.sub(r"[^a-z0-9]+", "-", f"{gpu.name} {gpu.multiprocessors}".lower()).strip("-")
         return cls(
-            library=library, version=version, compute_capability=gpu.compute_capability, system=system, driver=gpu.driver
+            library=library,
+            version=version,
+            compute_capability=gpu.compute_capability,
+            gpu="" if library == "tensorrt-rtx" else model,
+            system=system,
+            driver=gpu.driver,
         )
 
     @property
     def name(self) -> str:
         """Of the engine's folder."""
-        return f"{self.library}-{self.version}-sm{self.compute_capability}-{self.system}-cuda{self.driver}"
+        model = f"-{self.gpu}" if self.gpu else ""
+        return f"{self.library}-{self.version}-sm{self.compute_capability}{model}-{self.system}-cuda{self.driver}"
 
     def serves(self, here: Fingerprint, options: Mapping[str, Any]) -> bool:
         """Whether an engine that was built on this machine, with these options of the builder, runs on `here` too.
@@ -88,13 +99,13 @@ class Fingerprint:
         built, runs = _numbers(self.version), _numbers(here.version)
         version_fits = built == runs or (forward and built <= runs and runs[0] in (built[0], *NEXT_MAJOR.get(built[0], ())))
         capability, other = _numbers(self.compute_capability), _numbers(here.compute_capability)
-        gpu_fits = capability == other or (anywhere and min(capability, other) >= AMPERE)
+        gpu_fits = (capability, self.gpu) == (other, here.gpu) or (anywhere and min(capability, other) >= AMPERE)
         return version_fits and gpu_fits and _numbers(self.driver) <= _numbers(here.driver)
 
     def __str__(self) -> str:
         return (
-            f"{TITLES[self.library]} {self.version}, compute capability {self.compute_capability}, {self.system}, "
-            f"CUDA driver {self.driver}"
+            f"{TITLES[self.library]} {self.version}, compute capability {self.compute_capability}"
+            f"{f' ({self.gpu})' if self.gpu else ''}, {self.system}, CUDA driver {self.driver}"
         )
 
 
@@ -219,7 +230,7 @@ def staging(bundle: Bundle, here: Fingerprint, options: Mapping[str, Any]) -> It
     """
     root = bundle.root / FOLDER
     try:
-        _check_place(root)
+        _check_place(root, here.name)
         with _locked(bundle.root):
             root.mkdir(exist_ok=True)
             try:
@@ -246,9 +257,10 @@ def staging(bundle: Bundle, here: Fingerprint, options: Mapping[str, Any]) -> It
         ) from error
 
 
-def _check_place(root: Path) -> None:
-    if root.is_symlink() or (root.exists() and not root.is_dir()):
-        raise InputError(f"{root} is not a plain folder; a bundle holds plain files only. Copy the bundle again.")
+def _check_place(root: Path, name: str) -> None:
+    for path in (root, root / name):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise InputError(f"{path} is not a plain folder; a bundle holds plain files only. Copy the bundle again.")
     parent = root if root.exists() else root.parent
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"The engine cannot be written: {parent} is read-only for this user. Copy the bundle elsewhere.")
@@ -257,8 +269,10 @@ def _check_place(root: Path) -> None:
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """One build at a time; the system takes the lock back from a process that is killed."""
-    import fcntl  # not on Windows, where the rest of the runtime works
-
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        raise InputError("Engines are built into a bundle on Linux only: Windows has no lock for its folder.") from None
     # The folder itself is locked: a file for it would have to be left behind.
     descriptor = os.open(root, os.O_RDONLY)
     try:
@@ -286,6 +300,8 @@ def _sweep(root: Path) -> None:
             if path.name.endswith(_OLD) and aside.is_dir() and not final.exists():
                 aside.rename(final)
             shutil.rmtree(path, ignore_errors=True)
+        elif path.is_symlink():
+            path.unlink()
 
 
 def _seal(bundle: Bundle, folder: Path, here: Fingerprint, options: Mapping[str, Any]) -> None:
@@ -301,6 +317,7 @@ def _seal(bundle: Bundle, folder: Path, here: Fingerprint, options: Mapping[str,
     for path in folder.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+    _flush(folder)
 
 
 def _exchange(folder: Path, final: Path) -> None:
@@ -327,14 +344,15 @@ def _replace(folder: Path, final: Path) -> None:
     try:
         folder.rename(final)
     except BaseException:
+        # Where this fails too the engine stays aside, for `_sweep`.
         old.rename(final)
+        old.parent.rmdir()
         raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
+    shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def _flush(root: Path) -> None:
-    """Let the renames survive a loss of power."""
+    """Let what was named in a folder survive a loss of power."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         os.fsync(descriptor)

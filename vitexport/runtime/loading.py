@@ -73,7 +73,9 @@ def load(
     try:
         return Model(bundle, _engine(bundle))
     except (ToolchainError, MissingDependencyError) as error:
-        return _instead(bundle, threads, error)
+        # Outside this block, where nothing of the failed engine holds the GPU's memory any longer.
+        why = error.with_traceback(None)
+    return _instead(bundle, threads, why)
 
 
 def _instead(bundle: Bundle, threads: int | None, why: VitexportError) -> Model:

@@ -52,7 +52,7 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
         check = broken
     else:
         check = skipped(GOLDEN, "the bundle's own golden figures are absent: its build computed NaN or infinity")
-    checks = [check, same_preprocessing(model.bundle.preprocessed(), model.manifest.preprocess)]
+    checks = [check, *same_preprocessing(model.bundle.preprocessed(), model.manifest.preprocess)]
     if model.fallback is not None:
         checks.insert(0, skipped("engine", f"{where} runs instead: {model.fallback}"))
     measurements: dict[str, Any] = {"golden": figures, "runtime": where}

@@ -1,7 +1,8 @@
-"""What decoding and resizing made of two photographs at build time enters; whether they do the same here leaves.
+"""What preprocessing made of known pictures at build time enters; whether it does the same here leaves.
 
-The golden inputs are kept after resize and crop, so they say nothing of what comes before. Two of the package's photographs,
-a grey one and one in colour, go that way again on the device, through the very code that prepares a user's pictures.
+The golden inputs are kept after resize and crop, so they say nothing of what comes before. On the device a pattern of noise,
+on which no two filters agree, and two of the package's photographs, a grey one and one in colour, go that way again, through
+the very code that prepares a user's pictures.
 """
 
 from __future__ import annotations
@@ -17,23 +18,33 @@ from vitexport.preprocess import PreprocessSpec, to_pixels
 from vitexport.report import Check, at_most, skipped
 from vitexport.validate.probes import PHOTOGRAPHS
 
-NAME = "preprocessing"
+PREPROCESSING, DECODING = "preprocessing", "decoding"
 PICTURES = ("camera.jpg", "chelsea.jpg")
-# In levels of 255, on the mean: JPEG decoders may round otherwise, a resize of another kind is further away.
-LIMIT = 1.0
+PATTERN = (500, 930)
+# In levels of 255. Releases of Pillow may round a level otherwise, as its 13 resizes tall pictures in another order.
+LARGEST = 1.0
+# On the mean: decoders of JPEG differ in how they round and enlarge colours, less than that.
+DECODED = 1.0
 SHOWN = 16
 
 
+def pattern() -> NDArray[np.uint8]:
+    """Noise that is the same everywhere: uint8 [500, 930, 3]."""
+    height, width = PATTERN
+    noise = hashlib.shake_256(b"vitexport").digest(height * width * 3)
+    return np.frombuffer(noise, np.uint8).reshape(height, width, 3)
+
+
 def preprocessed(spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """The photographs after decoding, resize and crop: uint8 [2, height, width, 3].
+    """The pattern and the photographs after decoding, resize and crop: uint8 [3, height, width, 3].
 
     Raises:
         InputError: A photograph is not there or cannot be read.
     """
-    return np.stack([to_pixels(PHOTOGRAPHS / name, spec) for name in PICTURES])
+    return np.stack([to_pixels(pattern(), spec), *(to_pixels(PHOTOGRAPHS / name, spec) for name in PICTURES)])
 
 
-def same_preprocessing(kept: NDArray[np.uint8] | None, spec: PreprocessSpec) -> Check:
+def same_preprocessing(kept: NDArray[np.uint8] | None, spec: PreprocessSpec) -> tuple[Check, ...]:
     """Hold `kept`, what `preprocessed` gave when the bundle was built, against what it gives here.
 
     Args:
@@ -41,19 +52,26 @@ def same_preprocessing(kept: NDArray[np.uint8] | None, spec: PreprocessSpec) -> 
         spec: The model's preprocessing.
     """
     if kept is None:
-        return skipped(NAME, "the bundle keeps no preprocessed photographs; build it again with this vitexport")
+        return (skipped(PREPROCESSING, "the bundle keeps no preprocessed pictures; build it again with this vitexport"),)
     try:
         here = preprocessed(spec)
     except InputError as error:
-        return skipped(NAME, str(error))
+        # A device that cannot decode the package's own photographs will not decode the user's.
+        return (Check(name=DECODING, status="failed", message=str(error)),)
     if here.shape != kept.shape:
-        return skipped(NAME, f"the bundle keeps {len(kept)} photographs, this vitexport has {len(here)}")
-    what = f"{len(here)} photographs decoded, resized and cropped here (Pillow {PIL.__version__})"
-    digest = hashlib.sha256(here.tobytes()).hexdigest()
-    if digest == hashlib.sha256(kept.tobytes()).hexdigest():
-        return at_most(NAME, 0.0, LIMIT, f"{what} are the build's, sha256 {digest[:SHOWN]}…", "levels")
+        message = f"the bundle keeps {len(kept)} preprocessed pictures, this vitexport makes {len(here)}"
+        return (skipped(PREPROCESSING, message),)
     difference = np.abs(here.astype(np.int16) - kept)
-    message = (
-        f"{what} differ from the build's by {difference.mean():.3f} levels of 255 on the mean, {difference.max()} at most"
+    largest, mean = float(difference[0].max()), float(difference[1:].mean())
+    what = f"noise resized and cropped here (Pillow {PIL.__version__})"
+    return (
+        at_most(PREPROCESSING, largest, LARGEST, f"{what} {_told(here[:1], kept[:1], largest, 'at most')}", "levels"),
+        at_most(DECODING, mean, DECODED, f"{len(PICTURES)} photographs {_told(here[1:], kept[1:], mean, 'mean')}", "levels"),
     )
-    return at_most(NAME, float(difference.mean()), LIMIT, message, "levels")
+
+
+def _told(here: NDArray[np.uint8], kept: NDArray[np.uint8], distance: float, kind: str) -> str:
+    digest, expected = (hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in (here, kept))
+    if digest == expected:
+        return f"give the build's pixels, sha256 {digest[:SHOWN]}…"
+    return f"differ from the build's pixels, by {distance:.3f} levels of 255 {'on the mean' if kind == 'mean' else kind}"

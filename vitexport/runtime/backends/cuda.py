@@ -28,12 +28,14 @@ class Gpu:
     Attributes:
         name: As the driver calls it.
         compute_capability: For example ``8.7``.
+        multiprocessors: How many it has. Jetsons of one name differ in it.
         driver: Newest CUDA version that the driver runs, for example ``12.6``.
         free_bytes: Device memory that is not in use.
     """
 
     name: str
     compute_capability: str
+    multiprocessors: int
     driver: str
     free_bytes: int
 
@@ -63,9 +65,13 @@ def call(cuda: Any, name: str, *arguments: Any) -> Any:
     """Call the CUDA runtime; its functions return a status and, some of them, one value or more.
 
     Raises:
-        ToolchainError: The status is not success.
+        ToolchainError: The status is not success, or the bindings do not get as far as to a status: before 12.9 they raise
+            where there is no driver.
     """
-    status, *values = getattr(cuda, name)(*arguments)
+    try:
+        status, *values = getattr(cuda, name)(*arguments)
+    except RuntimeError as error:
+        raise ToolchainError(f"CUDA's {name} failed: {error}.") from error
     if int(status) != 0:
         raise ToolchainError(f"CUDA's {name} failed: {status.name} ({int(status)}).")
     if len(values) > 1:
@@ -74,8 +80,11 @@ def call(cuda: Any, name: str, *arguments: Any) -> Any:
 
 
 def why_no_gpu(cuda: Any) -> str | None:
-    """The name of the status with which CUDA finds no GPU here, or None if it finds one."""
-    status, count = cuda.cudaGetDeviceCount()
+    """The name of the status, or the sentence, with which CUDA finds no GPU here; None if it finds one."""
+    try:
+        status, count = cuda.cudaGetDeviceCount()
+    except RuntimeError as error:  # the bindings before 12.9, where there is no driver
+        return str(error)
     return str(getattr(status, "name", status)) if int(status) != 0 or count < 1 else None
 
 
@@ -103,6 +112,7 @@ def current_gpu(cuda: Any) -> Gpu:
     return Gpu(
         name=name.strip("\0"),
         compute_capability=f"{properties.major}.{properties.minor}",
+        multiprocessors=int(properties.multiProcessorCount),
         # 12060 is 12.6.
         driver=f"{driver // 1000}.{driver % 1000 // 10}",
         free_bytes=int(free),

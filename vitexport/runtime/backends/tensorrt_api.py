@@ -70,17 +70,17 @@ def reasons(logger: Any, limit: int = 3) -> str:
     return " | ".join(text[:300] for text in distinct[-limit:]) or "it gave no reason"
 
 
-def start(api: Any, part: str, logger: Any) -> Any:
-    """The library's ``Builder`` or ``Runtime``.
+def start(api: Any, part: str, *words: Any) -> Any:
+    """The library's ``Builder``, ``Runtime`` or what else takes a logger, as the last of `words`.
 
     Raises:
         ToolchainError: It does not start; pybind11 then raises a TypeError that holds no reason
             (https://github.com/NVIDIA/TensorRT/issues/2913).
     """
     try:
-        return getattr(api, part)(logger)
+        return getattr(api, part)(*words)
     except TypeError as error:
-        raise ToolchainError(f"TensorRT {api.__version__} cannot start its {part}: {reasons(logger)}") from error
+        raise ToolchainError(f"TensorRT {api.__version__} cannot start its {part}: {reasons(words[-1])}") from error
 
 
 def version_tuple(api: Any) -> tuple[int, ...]:

@@ -259,8 +259,12 @@ def _configure(api: Any, builder: Any, network: Any, config: Any, recipe: Engine
     if recipe.compute_capabilities and hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = len(recipe.compute_capabilities)
         for index, capability in enumerate(recipe.compute_capabilities):
-            member = f"SM{capability.replace('.', '')}"
-            config.set_compute_capability(getattr(api.ComputeCapability, member), index)
+            member = getattr(api.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+            if member is None:
+                raise ToolchainError(
+                    f"TensorRT-RTX {api.__version__} does not compile for compute capability {capability}; a newer one may."
+                )
+            config.set_compute_capability(member, index)
     if recipe.profile is not None:
         profile = builder.create_optimization_profile()
         profile.set_shape(INPUT_NAME, *recipe.profile)

@@ -6,6 +6,7 @@ first call into TensorRT, which may crash the process where there is none.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,13 @@ class TensorRtBackend:
         names = [str(self._engine.get_tensor_name(index)) for index in range(self._engine.num_io_tensors)]
         self._outputs = [name for name in names if name != INPUT_NAME]
         self._kernels = None
-        # Full TensorRT has a runtime configuration too (10.11 and later), but no kernels to keep and no cache in it.
-        if facts.kernel_cache is not None and facts.library == "tensorrt-rtx":
-            here = f"{facts.library}-{api.__version__}-sm{gpu.compute_capability}-cuda{gpu.driver}"
-            self._kernels = RtxCache(self._engine, facts.kernel_cache / here / file_sha256(path)[:16])
+        # Full TensorRT has a runtime configuration too (10.11 and later), but no kernels to compile and no cache in it.
+        if facts.library == "tensorrt-rtx":
+            folder = None
+            if facts.kernel_cache is not None:
+                here = f"{facts.library}-{api.__version__}-sm{gpu.compute_capability}-cuda{gpu.driver}"
+                folder = facts.kernel_cache / here / file_sha256(path)[:16]
+            self._kernels = RtxCache(api, self._engine, folder)
         self._context = self._kernels.context() if self._kernels is not None else self._engine.create_execution_context()
         if self._context is None:
             raise ToolchainError(f"{title} cannot create an execution context on {self.gpu}: {reasons(self._logger)}")
@@ -137,7 +141,11 @@ class TensorRtBackend:
         return str(inspector.get_engine_information(self._json))
 
     def close(self) -> None:
-        """Free the engine, the device's memory and the stream, and keep the kernels that TensorRT-RTX compiled."""
+        """Free the engine, the device's memory and the stream, and keep the kernels that TensorRT-RTX compiled.
+
+        Never fails: after an error of CUDA, of another library in this process too, every call of it does, and the system
+        takes back what could not be freed.
+        """
         if self._stream is None:
             return
         stream, self._stream = self._stream, None
@@ -145,12 +153,16 @@ class TensorRtBackend:
             if self._kernels is not None:
                 self._kernels.keep()
         finally:
-            self._call("cudaStreamSynchronize", stream)
-            self._drop_graph()
+            with contextlib.suppress(ToolchainError):
+                self._call("cudaStreamSynchronize", stream)
+            with contextlib.suppress(ToolchainError):
+                self._drop_graph()
             # In this order: a context needs its engine, an engine its runtime, and all of them what they last ran on.
             self._context = self._kernels = self._engine = self._runtime = None
-            self._buffers.free()
-            self._call("cudaStreamDestroy", stream)
+            with contextlib.suppress(ToolchainError):
+                self._buffers.free()
+            with contextlib.suppress(ToolchainError):
+                self._call("cudaStreamDestroy", stream)
 
     def _upload(self, images: NDArray[np.float32]) -> None:
         """Bring `images` to the device, with room there for what becomes of them."""
@@ -186,6 +198,9 @@ class TensorRtBackend:
         first, self._ran = not self._ran, True
         if first or self._graph is not None or not self.use_cuda_graph or self.graph_refusal is not None:
             return
+        if self._kernels is not None and not self._context.is_stream_capturable(int(self._stream)):
+            self.graph_refusal = "the engine takes memory while it runs, which cannot be recorded"
+            return
         cuda, taken = self._cuda, False
         self._call("cudaStreamBeginCapture", self._stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
@@ -212,8 +227,8 @@ class TensorRtBackend:
 
     def _refit(self, api: Any, title: str, onnx: Path) -> None:
         """Give a stripped engine the weights of `onnx`."""
-        refitter = api.Refitter(self._engine, self._logger)
-        parser = api.OnnxParserRefitter(refitter, self._logger)
+        refitter = start(api, "Refitter", self._engine, self._logger)
+        parser = start(api, "OnnxParserRefitter", refitter, self._logger)
         if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
             raise ToolchainError(f"{title} cannot put the weights of {onnx.name} into the engine: {reasons(self._logger)}")
 
