@@ -21,7 +21,10 @@ data class Answer(val guesses: List<Guess>, val milliseconds: Double)
  */
 class Classifier(model: ByteArray) : AutoCloseable {
     private val environment = OrtEnvironment.getEnvironment()
-    private val session: OrtSession = OrtSession.SessionOptions().use { environment.createSession(model, it) }
+
+    // Not to be closed before the session that was made with them.
+    private val options = OrtSession.SessionOptions()
+    private val session: OrtSession = environment.createSession(model, options)
     private val labels: JSONArray? =
         session.metadata.customMetadata["vitexport.labels"]?.takeIf { it != "null" }?.let { JSONArray(it) }
 
@@ -42,15 +45,21 @@ class Classifier(model: ByteArray) : AutoCloseable {
         }
     }
 
-    override fun close() = session.close()
+    override fun close() {
+        session.close()
+        options.close()
+    }
 
     /** Red, green and blue of every pixel, row by row. */
     private fun rgb(bitmap: Bitmap): ByteBuffer {
-        val pixels = IntArray(bitmap.width * bitmap.height)
-        bitmap.getPixels(pixels, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)
-        val bytes = ByteBuffer.allocateDirect(3 * pixels.size).order(ByteOrder.nativeOrder())
-        for (pixel in pixels) {
-            bytes.put((pixel shr 16).toByte()).put((pixel shr 8).toByte()).put(pixel.toByte())
+        val bytes = ByteBuffer.allocateDirect(3 * bitmap.width * bitmap.height).order(ByteOrder.nativeOrder())
+        // A row at a time: a camera's whole picture in integers may be more than the heap of an app holds.
+        val row = IntArray(bitmap.width)
+        for (y in 0 until bitmap.height) {
+            bitmap.getPixels(row, 0, bitmap.width, 0, y, bitmap.width, 1)
+            for (pixel in row) {
+                bytes.put((pixel shr 16).toByte()).put((pixel shr 8).toByte()).put(pixel.toByte())
+            }
         }
         bytes.rewind()
         return bytes

@@ -68,9 +68,13 @@ class MainActivity : Activity() {
     private fun decode(uri: Uri): Bitmap? {
         val options = BitmapFactory.Options().apply { inPreferredConfig = Bitmap.Config.ARGB_8888 }
         val bitmap = contentResolver.openInputStream(uri)?.use { BitmapFactory.decodeStream(it, null, options) } ?: return null
-        val turn = contentResolver.openInputStream(uri)?.use { ExifInterface(it).rotationDegrees } ?: 0
-        if (turn == 0) return bitmap
-        val matrix = Matrix().apply { postRotate(turn.toFloat()) }
+        val exif = contentResolver.openInputStream(uri)?.use { ExifInterface(it) } ?: return bitmap
+        if (exif.rotationDegrees == 0 && !exif.isFlipped) return bitmap
+        // Mirrored first, then turned: that is what rotationDegrees means.
+        val matrix = Matrix().apply {
+            if (exif.isFlipped) postScale(-1f, 1f)
+            postRotate(exif.rotationDegrees.toFloat())
+        }
         return Bitmap.createBitmap(bitmap, 0, 0, bitmap.width, bitmap.height, matrix, false)
     }
 
