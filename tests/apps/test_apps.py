@@ -14,12 +14,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from conftest import ROOT, VALIDATION, Built
+from conftest import VALIDATION, Built
 from PIL import Image
+from projects import PACKAGES, STUBS, ran
 
 from vitexport.apps import KINDS, TEMPLATES, AppKind, write_app
 from vitexport.artifacts import BatchRange
@@ -29,7 +29,6 @@ from vitexport.preprocess import load_image
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.validate.probes import PHOTOGRAPHS
 
-PACKAGES = ROOT / "scripts" / "npm" / "node_modules"
 CHROMIUM = Path("/usr/bin/chromium")
 STB = Path("/usr/include/stb/stb_image.h")
 DIGITS = sorted(VALIDATION.glob("*/*.png"))[::8]
@@ -46,16 +45,6 @@ def written(bundle: Bundle, kind: AppKind, folder: Path) -> Path:
     if kind in ("node", "web"):
         (folder / "node_modules").symlink_to(PACKAGES)
     return folder
-
-
-def ran(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def xml_of(path: Path) -> ET.Element:
-    return ET.parse(path).getroot()  # noqa: S314 - a file that was just written
 
 
 @contextlib.contextmanager
@@ -170,8 +159,7 @@ def test_the_c_plus_plus_project_compiles_against_the_api_that_it_uses(web_bundl
     write_app(web_bundle.bundle, "cpp", tmp_path / "cpp")
     sources = tmp_path / "cpp" / "src"
     # The signatures of ONNX Runtime's C++ API, declared only: no registry has its headers.
-    stubs = Path(__file__).parent / "stubs"
-    strict = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-isystem", str(stubs)]
+    strict = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-isystem", str(STUBS)]
     for name in ("classifier.cpp", "main.cpp"):
         ran([*strict, str(sources / name)], tmp_path)
     program = tmp_path / "labels.cpp"
@@ -194,7 +182,7 @@ int main(int, char** words) {{
 @pytest.mark.skipif(shutil.which("g++") is None or not STB.exists(), reason="g++ or Debian's libstb-dev is missing")
 def test_the_c_plus_plus_project_decodes_pictures_as_pillow_does(web_bundle: Built, tmp_path: Path) -> None:
     write_app(web_bundle.bundle, "cpp", tmp_path / "cpp")
-    sources, stubs = tmp_path / "cpp" / "src", Path(__file__).parent / "stubs"
+    sources = tmp_path / "cpp" / "src"
     (tmp_path / "read.cpp").write_text(
         """#include "picture.hpp"
 #include <cstdio>
@@ -206,24 +194,9 @@ int main(int, char** words) {
         encoding="utf-8",
     )
     command = ["g++", "-std=c++17", "-O1", "-o", "read", "read.cpp", str(sources / "picture.cpp"), f"-I{sources}"]
-    ran([*command, "-isystem", str(STB.parent), "-isystem", str(stubs)], tmp_path)
+    ran([*command, "-isystem", str(STB.parent), "-isystem", str(STUBS)], tmp_path)
     done = subprocess.run([str(tmp_path / "read"), str(DIGITS[3])], capture_output=True, check=True)
     assert done.stdout == np.asarray(load_image(DIGITS[3])).tobytes()
-
-
-def test_the_android_project_s_resources_are_there(web_bundle: Built, tmp_path: Path) -> None:
-    files = write_app(web_bundle.bundle, "android", tmp_path / "android")
-    main = tmp_path / "android" / "app" / "src" / "main"
-    strings = {entry.get("name") for entry in xml_of(main / "res/values/strings.xml")}
-    layout = xml_of(main / "res/layout/activity_main.xml")
-    manifest = xml_of(main / "AndroidManifest.xml")
-    kotlin = "".join((tmp_path / "android" / name).read_text(encoding="utf-8") for name in files if name.endswith(".kt"))
-    xml = "".join(ET.tostring(root, encoding="unicode") for root in (layout, manifest))
-    assert set(re.findall(r"R\.string\.(\w+)", kotlin)) | set(re.findall(r"@string/(\w+)", xml)) == strings
-    assert set(re.findall(r"R\.id\.(\w+)", kotlin)) == set(re.findall(r"@\+id/(\w+)", xml))
-    assert re.findall(r"R\.layout\.(\w+)", kotlin) == ["activity_main"]
-    for opening, closing in ("{}", "()", "[]"):
-        assert kotlin.count(opening) == kotlin.count(closing)
 
 
 def test_a_bundle_without_such_a_model_says_how_to_get_one(cpu_bundle: Built, tmp_path: Path) -> None:

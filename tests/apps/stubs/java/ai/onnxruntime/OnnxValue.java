@@ -1,0 +1,7 @@
+// The part of ONNX Runtime's Java API (1.22) that the written project uses.
+package ai.onnxruntime;
+
+public interface OnnxValue extends AutoCloseable {
+  @Override
+  void close();
+}

@@ -1,0 +1,8 @@
+// The part of ONNX Runtime's Java API (1.22) that the written project uses.
+package ai.onnxruntime;
+
+public class OrtException extends Exception {
+  OrtException(String message) {
+    super(message);
+  }
+}

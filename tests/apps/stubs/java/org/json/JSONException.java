@@ -1,0 +1,8 @@
+// What Android's org.json throws.
+package org.json;
+
+public class JSONException extends Exception {
+  public JSONException(String message) {
+    super(message);
+  }
+}
