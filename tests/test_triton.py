@@ -13,6 +13,7 @@ import pytest
 from conftest import Built
 from google.protobuf import text_format
 
+import vitexport.triton
 from vitexport.artifacts import BatchRange
 from vitexport.bundle import Bundle
 from vitexport.errors import InputError, UsageError
@@ -181,3 +182,26 @@ def test_what_is_no_one_model_is_refused(web_bundle: Built, embedding_bundle: Bu
     with pytest.raises(UsageError, match="--instances"):
         write_repository([web_bundle.bundle], tmp_path, ServeRequest(instances=0))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_cut_short_is_taken_back_whole(
+    cpu_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, *, there: bool
+) -> None:
+    repository = tmp_path / "models"
+    if there:
+        write_repository([cpu_bundle.bundle], repository, DEFAULT)
+    before = sorted(tmp_path.rglob("*"))
+    write, calls = vitexport.triton._write, []
+
+    def third_fails(*words: Any) -> Path:
+        calls.append(words)
+        if len(calls) == 3:
+            raise error
+        return write(*words)
+
+    monkeypatch.setattr(vitexport.triton, "_write", third_fails)
+    with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_repository([cpu_bundle.bundle], repository, DEFAULT)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -87,19 +87,37 @@ def write_repository(bundles: Sequence[Bundle], repository: Path, request: Serve
     for model in models:
         _check_place(repository / model.name, model)
     added = []
-    try:
+    # What a full disk or an interruption cuts short is taken back whole: an ensemble is of no use without one of its models.
+    with contextlib.ExitStack() as undo, _told(repository):
+        if not repository.exists():
+            undo.callback(shutil.rmtree, repository, ignore_errors=True)
         repository.mkdir(parents=True, exist_ok=True)
         for model in models:
-            version = _write(repository / model.name, model)
+            folder = repository / model.name
+            if not folder.exists():
+                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            version = _write(folder, model)
+            undo.callback(shutil.rmtree, version, ignore_errors=True)
             added.append(version.relative_to(repository).as_posix())
         for template in sorted(TEMPLATES.iterdir()):
             path = repository / template.name.removesuffix(".template").replace("client", f"client-{name}")
             words = _words(bundles[0], name)
             if template.is_file() and not path.exists():
+                undo.callback(path.unlink, missing_ok=True)
                 path.write_text(_Template(template.read_text(encoding="utf-8")).substitute(words), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Repository {repository} cannot be written: {error.strerror or error}.") from error
+        undo.pop_all()
     return tuple(added)
+
+
+@contextlib.contextmanager
+def _told(repository: Path) -> Iterator[None]:
+    """Say in a sentence what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"Repository {repository} cannot be written: {error.strerror or error}. It is as it was."
+        ) from error
 
 
 class _Template(string.Template):
