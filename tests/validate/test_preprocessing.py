@@ -54,7 +54,7 @@ def test_a_level_of_another_rounding_passes_and_is_told() -> None:
     assert (resized.status, resized.measured) == ("passed", 1.0)
     assert decoded.status == "passed"
     assert decoded.measured == pytest.approx(5 / 32)
-    assert "differ from the build's pixels" in resized.message
+    assert "not the build's pixels, by 1.000 levels" in resized.message
     assert "on the mean" in decoded.message
 
 

@@ -312,7 +312,7 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
     if cc:
         config |= {"default_model_filename": next(iter(inner)), "cc_model_filenames": map_of(cc)}
     elif gpu:
-        parameters = map_of({"precision_mode": "FP16"})
+        parameters = map_of({"precision_mode": manifest.precision.upper()})
         config["optimization"] = {
             "execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": parameters}]}
         }
@@ -406,6 +406,8 @@ def _write(folder: Path, model: _Model) -> Path:
         if model.golden is not None and not (folder / "warmup" / _WARM_UP).exists():
             (folder / "warmup").mkdir(exist_ok=True)
             (folder / "warmup" / _WARM_UP).write_bytes(model.golden.tobytes())
+        if not model.files:
+            (partial / ".keep").touch()  # a bucket has no empty folders, and Triton wants the version of an ensemble too
         versions = [int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
         final = folder / str(max(versions, default=0) + 1)
         partial.rename(final)

@@ -63,15 +63,16 @@ def same_preprocessing(kept: NDArray[np.uint8] | None, spec: PreprocessSpec) -> 
         return (skipped(PREPROCESSING, message),)
     difference = np.abs(here.astype(np.int16) - kept)
     largest, mean = float(difference[0].max()), float(difference[1:].mean())
-    what = f"noise resized and cropped here (Pillow {PIL.__version__})"
+    photographs = f"{len(PICTURES)} photographs:"
+    what = f"noise, resized and cropped here (Pillow {PIL.__version__}):"
     return (
         at_most(PREPROCESSING, largest, LARGEST, f"{what} {_told(here[:1], kept[:1], largest, 'at most')}", "levels"),
-        at_most(DECODING, mean, DECODED, f"{len(PICTURES)} photographs {_told(here[1:], kept[1:], mean, 'mean')}", "levels"),
+        at_most(DECODING, mean, DECODED, f"{photographs} {_told(here[1:], kept[1:], mean, 'mean')}", "levels"),
     )
 
 
 def _told(here: NDArray[np.uint8], kept: NDArray[np.uint8], distance: float, kind: str) -> str:
     digest, expected = (hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in (here, kept))
     if digest == expected:
-        return f"give the build's pixels, sha256 {digest[:SHOWN]}…"
-    return f"differ from the build's pixels, by {distance:.3f} levels of 255 {'on the mean' if kind == 'mean' else kind}"
+        return f"the build's pixels, sha256 {digest[:SHOWN]}…"
+    return f"not the build's pixels, by {distance:.3f} levels of 255 {'on the mean' if kind == 'mean' else kind}"

@@ -6,6 +6,7 @@ const canvas = element("picture");
 const video = element("camera");
 // Only the answer to the last picture is shown.
 let asked = 0;
+let opened = 0;
 
 worker.addEventListener("message", ({ data }) => {
   if (data.kind === "progress") {
@@ -74,12 +75,15 @@ function classify(source, width, height, name) {
 
 async function open(file) {
   stopCamera();
+  // A large picture takes its time to be decoded; what was given after it is what the page is to show.
+  opened += 1;
+  const ticket = opened;
   try {
     const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" });
-    classify(bitmap, bitmap.width, bitmap.height, file.name || "pasted picture");
+    if (ticket === opened) classify(bitmap, bitmap.width, bitmap.height, file.name || "pasted picture");
     bitmap.close();
   } catch {
-    complain(`${file.name || "This"} is not a picture that this browser can read.`);
+    if (ticket === opened) complain(`${file.name || "This"} is not a picture that this browser can read.`);
   }
 }
 
@@ -125,6 +129,8 @@ element("camera-button").addEventListener("click", async () => {
     element("empty").hidden = !canvas.hidden;
     return;
   }
+  const button = element("camera-button");
+  button.disabled = true;
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     await video.play();
@@ -132,6 +138,8 @@ element("camera-button").addEventListener("click", async () => {
     stopCamera();
     complain("There is no camera that this page may use.");
     return;
+  } finally {
+    button.disabled = false;
   }
   complain("");
   canvas.hidden = true;
@@ -144,6 +152,7 @@ element("camera-button").addEventListener("click", async () => {
 });
 
 element("shoot").addEventListener("click", () => {
+  opened += 1;
   classify(video, video.videoWidth, video.videoHeight, "picture from the camera");
   stopCamera();
   element("camera-button").focus();

@@ -18,7 +18,12 @@ const TYPES = {
 };
 
 const server = createServer(async (request, response) => {
-  const path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+  let path;
+  try {
+    path = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
+  } catch {
+    return response.writeHead(400).end("not an address");
+  }
   // normalize() of an absolute path cannot leave it.
   const file = join(ROOT, normalize(path === "/" ? "/index.html" : path));
   const found = await stat(file).catch(() => null);
