@@ -9,6 +9,8 @@ from conftest import ROOT
 
 PACKAGES = ROOT / "scripts" / "npm" / "node_modules"
 STUBS = Path(__file__).parent / "stubs"
+# ONNX Runtime's own releases for several platforms, in an npm package for Unity.
+RELEASES = PACKAGES / "com.github.asus4.onnxruntime" / "Plugins"
 
 
 def ran(command: list[str], folder: Path) -> str:

@@ -8,20 +8,30 @@ import os
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from conftest import Built
-from projects import PACKAGES, STUBS, ran
+from projects import PACKAGES, RELEASES, STUBS, ran
 
 from vitexport.apps import write_app
 
 COMPILER = PACKAGES / "kotlin-compiler"
+AAR = RELEASES / "Android" / "onnxruntime.aar"
+ANDROID_10 = Path("/usr/share/android-framework-res/framework-res.apk")
 # Starts in half the time, and nothing here runs long enough for the better code.
 JAVA = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
 JVM = pytest.mark.skipif(shutil.which("java") is None or shutil.which("javac") is None, reason="java or javac is missing")
-KOTLIN = pytest.mark.skipif(not COMPILER.is_dir(), reason="npm's kotlin-compiler is missing; run scripts/node-packages")
+KOTLIN = pytest.mark.skipif(
+    not COMPILER.is_dir() or not AAR.is_file(),
+    reason="npm's kotlin-compiler or com.github.asus4.onnxruntime is missing; run scripts/app-packages",
+)
+AAPT = pytest.mark.skipif(
+    shutil.which("aapt2") is None or not ANDROID_10.is_file(),
+    reason="Debian's aapt or android-framework-res is missing; run scripts/app-packages as root",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +90,11 @@ def compiled(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Comp
     ran(["javac", "-d", "stubs", "R.java", *sources], folder)
     version = project.setting(r'kotlin\.android"\) version "(\d+\.\d+)')
     command = [*JAVA, "-cp", str(COMPILER / "lib" / "kotlin-compiler.jar"), "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
-    command += ["-kotlin-home", str(COMPILER), "-no-reflect", "-cp", "stubs", "-d", "project", "-Werror", "-Wextra"]
+    command += ["-kotlin-home", str(COMPILER), "-no-reflect", "-d", "project", "-Werror", "-Wextra"]
+    # ONNX Runtime's own classes, as the project will get them; the stand-in for them is only run.
+    with zipfile.ZipFile(AAR) as archive:
+        archive.extract("classes.jar", folder)
+    command += ["-cp", f"classes.jar{os.pathsep}stubs"]
     # The compiler of the tests is newer than the project's, and would warn that its language is an old one.
     command += ["-language-version", version, "-api-version", version, "-Xsuppress-version-warnings"]
     command += ["-jvm-target", project.setting(r'jvmTarget = "(\d+)"'), *project.sources]
@@ -107,6 +121,32 @@ def test_the_resources_are_there(project: Project) -> None:
     assert set(re.findall(r"R\.string\.(\w+)", kotlin)) | set(re.findall(r"@string/(\w+)", xml)) == project.strings
     assert set(re.findall(r"R\.id\.(\w+)", kotlin)) == set(re.findall(r"@\+id/(\w+)", xml))
     assert re.findall(r"R\.layout\.(\w+)", kotlin) == ["activity_main"]
+
+
+@AAPT
+def test_android_takes_resources_and_manifest(project: Project, tmp_path: Path) -> None:
+    main, package = project.root / "app" / "src" / "main", project.setting(r'namespace = "(.+)"')
+    ran(["aapt2", "compile", "--dir", str(main / "res"), "-o", "res.zip"], tmp_path)
+    # Gradle puts the package there too.
+    manifest = (
+        (main / "AndroidManifest.xml").read_text(encoding="utf-8").replace("<manifest", f'<manifest package="{package}"')
+    )
+    (tmp_path / "AndroidManifest.xml").write_text(manifest, encoding="utf-8")
+    command = ["aapt2", "link", "-o", "app.apk", "-I", str(ANDROID_10), "--manifest", "AndroidManifest.xml", "--java", "."]
+    ran([*command, "--min-sdk-version", project.setting(r"minSdk = (\d+)"), "res.zip", "-A", str(main / "assets")], tmp_path)
+    badging = ran(["aapt2", "dump", "badging", "app.apk"], tmp_path)
+    (activity,) = re.findall(r"launchable-activity: name='(.+?)'", badging)
+    name = activity.removeprefix(f"{package}.")
+    assert f"package {package}\n" in project.kotlin
+    assert re.search(rf"^class {name}\b", project.kotlin, re.MULTILINE)
+    resources = (tmp_path / package.replace(".", "/") / "R.java").read_text(encoding="utf-8")
+    assert resource_names(resources) == resource_names(resources_class(project))
+
+
+def resource_names(resources: str) -> dict[str, set[str]]:
+    """Kind and names of an R.java."""
+    parts = resources.split("static final class ")[1:]
+    return {part.split("{")[0].strip(): set(re.findall(r"static final int (\w+)", part)) for part in parts}
 
 
 @JVM

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import VALIDATION, Built
 from PIL import Image
-from projects import PACKAGES, STUBS, ran
+from projects import PACKAGES, ran
 
 from vitexport.apps import KINDS, TEMPLATES, AppKind, write_app
 from vitexport.artifacts import BatchRange
@@ -30,13 +30,12 @@ from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.validate.probes import PHOTOGRAPHS
 
 CHROMIUM = Path("/usr/bin/chromium")
-STB = Path("/usr/include/stb/stb_image.h")
 DIGITS = sorted(VALIDATION.glob("*/*.png"))[::8]
 NODE = pytest.mark.skipif(
     shutil.which("node") is None or not PACKAGES.is_dir(),
-    reason="node or its packages miss; run scripts/node-packages",
+    reason="node or its packages miss; run scripts/app-packages",
 )
-BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason="Debian's chromium is missing; run scripts/node-packages as root")
+BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason="Debian's chromium is missing; run scripts/app-packages as root")
 
 
 def written(bundle: Bundle, kind: AppKind, folder: Path) -> Path:
@@ -152,51 +151,6 @@ def test_the_page_names_the_same_class_in_a_browser(web_bundle: Built, tmp_path:
     assert "32 × 32 pixels" in report["status"]
     with Image.open(screenshot) as image:
         assert image.size == (1000, 620)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is missing")
-def test_the_c_plus_plus_project_compiles_against_the_api_that_it_uses(web_bundle: Built, tmp_path: Path) -> None:
-    write_app(web_bundle.bundle, "cpp", tmp_path / "cpp")
-    sources = tmp_path / "cpp" / "src"
-    # The signatures of ONNX Runtime's C++ API, declared only: no registry has its headers.
-    strict = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-isystem", str(STUBS)]
-    for name in ("classifier.cpp", "main.cpp"):
-        ran([*strict, str(sources / name)], tmp_path)
-    program = tmp_path / "labels.cpp"
-    program.write_text(
-        f"""#include "{sources / "labels.hpp"}"
-#include <cstdio>
-int main(int, char** words) {{
-  for (const auto& label : read_labels(words[1])) std::printf("%s\\n", label.c_str());
-}}
-""",
-        encoding="utf-8",
-    )
-    ran(["g++", "-std=c++17", "-Wall", "-Werror", "-o", "labels", "labels.cpp"], tmp_path)
-    labels = ["Ente, Hausente", 'the "tench"', "back\\slash", "tab\there", "日本"]
-    written_labels = json.dumps(labels, ensure_ascii=False)
-    assert ran([str(tmp_path / "labels"), written_labels], tmp_path).splitlines() == labels
-    assert ran([str(tmp_path / "labels"), "null"], tmp_path) == ""
-
-
-@pytest.mark.skipif(shutil.which("g++") is None or not STB.exists(), reason="g++ or Debian's libstb-dev is missing")
-def test_the_c_plus_plus_project_decodes_pictures_as_pillow_does(web_bundle: Built, tmp_path: Path) -> None:
-    write_app(web_bundle.bundle, "cpp", tmp_path / "cpp")
-    sources = tmp_path / "cpp" / "src"
-    (tmp_path / "read.cpp").write_text(
-        """#include "picture.hpp"
-#include <cstdio>
-int main(int, char** words) {
-  const Picture picture = read_picture(words[1]);
-  std::fwrite(picture.rgb.data(), 1, picture.rgb.size(), stdout);
-}
-""",
-        encoding="utf-8",
-    )
-    command = ["g++", "-std=c++17", "-O1", "-o", "read", "read.cpp", str(sources / "picture.cpp"), f"-I{sources}"]
-    ran([*command, "-isystem", str(STB.parent), "-isystem", str(STUBS)], tmp_path)
-    done = subprocess.run([str(tmp_path / "read"), str(DIGITS[3])], capture_output=True, check=True)
-    assert done.stdout == np.asarray(load_image(DIGITS[3])).tobytes()
 
 
 def test_a_bundle_without_such_a_model_says_how_to_get_one(cpu_bundle: Built, tmp_path: Path) -> None:

@@ -34,6 +34,6 @@ android {
 }
 
 dependencies {
-    implementation("com.microsoft.onnxruntime:onnxruntime-android:1.22.0")
+    implementation("com.microsoft.onnxruntime:onnxruntime-android:1.29.0")
     implementation("androidx.exifinterface:exifinterface:1.3.7")
 }

@@ -5,5 +5,5 @@
 
 #include "classifier.hpp"
 
-// JPEG, PNG and what else stb_image reads, as stored: EXIF orientation is not applied. Throws std::runtime_error.
+// JPEG, PNG and what else stb_image reads, upright by the EXIF orientation of a JPEG. Throws std::runtime_error.
 Picture read_picture(const std::string& path);

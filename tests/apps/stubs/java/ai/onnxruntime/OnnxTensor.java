@@ -1,4 +1,4 @@
-// The part of ONNX Runtime's Java API (1.22) that the written project uses, with tensors that live in Java's memory.
+// The part of ONNX Runtime's Java API (1.29) that the written project uses, with tensors that live in Java's memory.
 package ai.onnxruntime;
 
 import java.nio.Buffer;

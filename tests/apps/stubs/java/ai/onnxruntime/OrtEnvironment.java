@@ -1,4 +1,4 @@
-// The part of ONNX Runtime's Java API (1.22) that the written project uses.
+// The part of ONNX Runtime's Java API (1.29) that the written project uses.
 package ai.onnxruntime;
 
 public final class OrtEnvironment implements AutoCloseable {

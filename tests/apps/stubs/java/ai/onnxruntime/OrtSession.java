@@ -1,4 +1,4 @@
-// The part of ONNX Runtime's Java API (1.22) that the written project uses, with a stand-in for the library behind it. A
+// The part of ONNX Runtime's Java API (1.29) that the written project uses, with a stand-in for the library behind it. A
 // model is text here: a line each for its probabilities and top_indices, which it answers to any picture, and for its
 // metadata. A run prints the tensor that it was given. What the library or its documentation does not allow is refused.
 package ai.onnxruntime;

@@ -27,6 +27,9 @@ public final class Bitmap {
   public static native Bitmap createBitmap(
       @NonNull Bitmap source, int x, int y, int width, int height, @Nullable Matrix matrix, boolean filter);
 
+  @NonNull
+  public static native Bitmap createScaledBitmap(@NonNull Bitmap source, int width, int height, boolean filter);
+
   public int getWidth() {
     return width;
   }

@@ -58,8 +58,9 @@ class MainActivity : Activity() {
         }
         val answer = classifier?.classify(bitmap) ?: return
         val lines = answer.guesses.map { getString(R.string.line, it.probability * 100, it.label) }
+        val shown = forScreen(bitmap)
         runOnUiThread {
-            findViewById<ImageView>(R.id.picture).setImageBitmap(bitmap)
+            findViewById<ImageView>(R.id.picture).setImageBitmap(shown)
             say((lines + getString(R.string.took, answer.milliseconds)).joinToString("\n"))
         }
     }
@@ -78,12 +79,22 @@ class MainActivity : Activity() {
         return Bitmap.createBitmap(bitmap, 0, 0, bitmap.width, bitmap.height, matrix, false)
     }
 
+    /** Android refuses to draw a bitmap of more than 100 MB, which a camera's whole picture can have. */
+    private fun forScreen(bitmap: Bitmap): Bitmap {
+        val scale = LONGEST_SIDE_SHOWN / maxOf(bitmap.width, bitmap.height).toFloat()
+        if (scale >= 1) return bitmap
+        val (width, height) = listOf(bitmap.width, bitmap.height).map { (it * scale).toInt().coerceAtLeast(1) }
+        return Bitmap.createScaledBitmap(bitmap, width, height, true)
+    }
+
     private fun inBackground(work: () -> Unit) {
         worker.execute {
             try {
                 work()
             } catch (error: Exception) {
                 runOnUiThread { say(getString(R.string.failed, error.message ?: error.javaClass.simpleName)) }
+            } catch (_: OutOfMemoryError) {
+                runOnUiThread { say(getString(R.string.too_large)) }
             }
         }
     }
@@ -94,6 +105,7 @@ class MainActivity : Activity() {
 
     private companion object {
         const val CHOOSE = 1
+        const val LONGEST_SIDE_SHOWN = 2048
         const val MODEL = "model.onnx"
     }
 }
