@@ -160,7 +160,7 @@ FILES: dict[str, tuple[str, bytes]] = {
     "P transparent colour": ("png", encoded(SOURCE.convert("P"), "PNG", transparency=3)),
     "P transparent table": ("png", encoded(SOURCE.convert("P"), "PNG", transparency=bytes(range(256)))),
     "RGBA": ("png", encoded(with_alpha(SOURCE), "PNG")),
-    "I;16": ("png", encoded(deep_grey(SOURCE), "PNG")),
+    "I": ("tif", encoded(SOURCE.convert("L").convert("I"), "TIFF")),
     "1": ("png", encoded(SOURCE.convert("1"), "PNG")),
     "CMYK": ("jpg", encoded(SOURCE.convert("CMYK"), "JPEG")),
     "YCbCr": ("jpg", encoded(SOURCE, "JPEG")),
@@ -183,6 +183,17 @@ def test_every_image_mode_is_loaded_as_torchvisions_loader_does(kind: str, tmp_p
     seen = load_image(path)
     assert seen.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(seen), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(("form", "depth"), [("PNG", "16 or more bits"), ("TIFF", "floating point")])
+def test_grey_values_that_pillow_would_turn_to_white_are_refused(form: str, depth: str, tmp_path: Path) -> None:
+    deep = deep_grey(SOURCE)
+    path = tmp_path / "deep"
+    path.write_bytes(encoded(deep if form == "PNG" else deep.convert("F"), form))
+    with pytest.raises(InputError, match=f"deep.* of {depth}.* Convert it to 8 bits"):
+        load_image(path)
+    with Image.open(path) as image, pytest.raises(InputError, match=depth):
+        load_image(image)
 
 
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:

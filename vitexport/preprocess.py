@@ -37,6 +37,8 @@ RESAMPLING: Mapping[str, Image.Resampling] = {
 # SyntaxError is what Pillow's PNG reader raises on a broken chunk.
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
+_MOST_GREY = 255
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
@@ -109,7 +111,8 @@ def load_image(source: ImageLike) -> Image.Image:
         source: A path; a Pillow image; or an array of uint8, [height, width, 3] RGB or [height, width] grey.
 
     Raises:
-        InputError: The file is missing, is not a picture or is cut short; or the array has another shape or type.
+        InputError: The file is missing, is not a picture or is cut short, or its grey values do not fit into 8 bits; or the
+            array has another shape or type.
     """
     if isinstance(source, Image.Image):
         try:
@@ -132,7 +135,7 @@ def load_image(source: ImageLike) -> Image.Image:
             # A pipe would be waited for without end.
             raise InputError(f"{source} is not a regular file.")
         with open_picture(source) as image:
-            return _rgb(image)
+            return _rgb(image, f"Image {source}")
     except UnidentifiedImageError:
         raise InputError(f"{source} is not an image that Pillow can read.") from None
     except _DECODE_ERRORS as error:
@@ -148,11 +151,26 @@ def open_picture(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
             yield image
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _rgb(picture: Image.Image, name: str = "A Pillow image") -> Image.Image:
+    if (depth := _deep_grey(picture)) is not None:
+        raise InputError(
+            f"{name} has grey values of {depth}, and all above 255 would become white. Convert it to 8 bits first, scaled "
+            "as the model's training images were."
+        )
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         # The same pixels; Pillow would warn that a palette with transparency is to go through RGBA.
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+def _deep_grey(picture: Image.Image) -> str | None:
+    """What makes Pillow clip the grey values of a picture, where it would."""
+    if picture.mode == "F":
+        return "floating point"
+    if not picture.mode.startswith("I"):
+        return None
+    _, largest = cast("tuple[float, float]", picture.getextrema())
+    return "16 or more bits" if largest > _MOST_GREY else None
 
 
 def to_pixels(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.uint8]:
