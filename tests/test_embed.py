@@ -47,6 +47,9 @@ def test_a_browser_s_bundle_holds_the_model_that_takes_the_picture(web_bundle: B
     figures = web_bundle.report.measurements["embedded"]
     assert 0 <= figures["mean_levels"] < 0.05
     assert figures["onnx_bytes"] == app(web_bundle).stat().st_size < 1.2e6
+    assert web_bundle.report.measurements["size"]["onnx_app_bytes"] == figures["onnx_bytes"]
+    assert {"python preprocessing", "preprocessing in the graph"} <= set(figures["latency"])
+    assert any("on the machine of the build, not in Browser" in note for note in web_bundle.report.notes)
 
 
 def test_one_file_answers_as_the_bundle_does(web_bundle: Built) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import VALIDATION, Built
 from vitexport.errors import DeviceError, MissingDependencyError, ToolchainError, UsageError
 from vitexport.runtime import load
 from vitexport.runtime.backends import onnx_runtime
+from vitexport.targets import MachineCpu
 
 DIGIT = VALIDATION / "7" / "digit_0081.png"
 
@@ -88,6 +90,21 @@ def test_a_library_that_fails_is_no_reason_to_stop_where_nothing_was_asked_for_b
     model = load(l4_bundle.root)
     assert model.backend.description.endswith("graph as written")
     assert re.search(r"cannot be imported.* out of memory", str(model.fallback))
+
+
+def test_a_bundle_for_a_browser_runs_where_its_integers_are_exact_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, web_bundle: Built
+) -> None:
+    exact = MachineCpu(arch="x86_64", flags=frozenset({"avx2", "avx_vnni"}), model_name="new CPU")
+    monkeypatch.setattr("vitexport.runtime.loading.machine_cpu", lambda: exact)
+    model = load(web_bundle.root)
+    assert str(model.fallback).startswith("the bundle is for Browser")
+    assert model.predict(DIGIT).logits.shape == (1, 10)
+    assert load(web_bundle.root, backend="onnxruntime").fallback is None
+    older = dataclasses.replace(exact, flags=frozenset({"avx2"}))
+    monkeypatch.setattr("vitexport.runtime.loading.machine_cpu", lambda: older)
+    with pytest.raises(DeviceError, match=r"made for web .* new CPU .* build an fp16 variant"):
+        load(web_bundle.root)
 
 
 def test_what_was_asked_for_by_name_is_not_replaced(gpu: type[FakeSession], jetson_bundle: Built) -> None:

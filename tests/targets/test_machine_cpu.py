@@ -227,6 +227,24 @@ def test_another_architecture_never_fits(precision: str) -> None:
     assert str(misfit(resolve("cpu-x86-avx2"), odd, precision=precision)).endswith("--target cpu on that machine.")
 
 
+APP_INT8 = {
+    "web": {"zen4", "alder-lake", "lunar-lake", "sapphire-rapids"},
+    "android-arm64": {"lunar-lake", "graviton3", "orin"},
+}
+
+
+@pytest.mark.parametrize("app", APP_INT8)
+def test_what_is_for_applications_can_be_looked_at_where_its_integers_are_exact(app: str) -> None:
+    target = resolve(app)
+    assert {name for name in MACHINES if misfit(target, machine(name), precision="int8") is None} == APP_INT8[app]
+    for precision in ("fp32", "fp16"):
+        assert all(misfit(target, machine(name), precision=precision) is None for name in MACHINES)
+    message = str(misfit(target, machine("zen2"), precision="int8"))
+    assert message.startswith(f"The int8 variant is made for {app} (")
+    assert "AMD EPYC 7R32 (x86_64), is of no class that multiplies" in message
+    assert message.endswith("or build an fp16 variant to look at it here.")
+
+
 def test_a_gpu_target_is_not_judged_by_the_cpu() -> None:
     assert misfit(resolve("l4"), machine("westmere"), precision="int8") is None
 

@@ -92,6 +92,8 @@ def _build(work: Work) -> Report:
         checks += embedded.checks
         notes += embedded.notes
         figures["embedded"] = dict(embedded.figures)
+        if embedded.onnx is not None:
+            figures["size"]["onnx_app_bytes"] = embedded.onnx.size
     report = Report(
         title=f"{work.prepared.source.name} · {shipped.precision} · {target.name}",
         checks=tuple(checks),

@@ -76,7 +76,7 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
             return tried[stay_float]
         with work.watch.stage("quantize"):
             quantized = write(
-                calibration, calibrated, work.folder, stay_float=stay_float | beyond, exact_twin=is_foreign(work)
+                calibration, calibrated, work.folder, stay_float=stay_float | beyond, exact_twin=lacks_integers(work)
             )
         tried.pop(stay_float, None)
         tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference, wide)
@@ -221,10 +221,15 @@ def float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float3
     return path
 
 
-def is_foreign(work: Work) -> bool:
+def lacks_integers(work: Work) -> bool:
     """Whether the target is a CPU whose integer operators this machine cannot run."""
     target = work.prepared.target
     return target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
+
+
+def is_foreign(work: Work) -> bool:
+    """Whether times of this machine say nothing of the target, where that is a CPU."""
+    return work.prepared.target.app or lacks_integers(work)
 
 
 def _calibrate(work: Work, exported: OnnxModel) -> tuple[Calibration, Calibrated]:

@@ -113,7 +113,6 @@ def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str
         "onnx_bytes": onnx.size,
         "outputs": dict(outputs),
     }
-    notes: tuple[str, ...] = ()
     plain, app = (OnnxRuntimeBackend(path) for path in (shipped.path, onnx.path))
     try:
         # Both compute in one arithmetic, whichever this machine has for the target's integers.
@@ -122,14 +121,14 @@ def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str
         if not is_foreign(work):
             raise
         checks.append(skipped("picture_outputs", f"for {work.prepared.target.name} only: {error}"))
-    if not is_foreign(work):
-        figures["latency"], note = _cost(work, plain, app, pixels)
-        notes = (note,)
+        figures["latency"], note = _cost(work, pixels)
+    else:
+        figures["latency"], note = _cost(work, pixels, plain, app)
     if any(check.status == "failed" for check in checks):
         remove(onnx.path)
         refused = f"{APP_FILE} was refused and is not in the bundle: it does not do what the bundle does in Python."
         return Embedded(onnx=None, checks=tuple(checks), figures=figures, notes=(refused,))
-    return Embedded(onnx=onnx, checks=tuple(checks), figures=figures, notes=notes)
+    return Embedded(onnx=onnx, checks=tuple(checks), figures=figures, notes=(note,))
 
 
 def _first(results: list[NDArray[Any]]) -> NDArray[np.float32]:
@@ -160,23 +159,28 @@ def _stack(results: list[Outputs], name: str) -> NDArray[np.float32]:
 
 
 def _cost(
-    work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pixels: OnnxRuntimeBackend
+    work: Work, pixels: OnnxRuntimeBackend, plain: OnnxRuntimeBackend | None = None, app: OnnxRuntimeBackend | None = None
 ) -> tuple[dict[str, dict[str, Any]], str]:
-    """One photograph of 640 x 480 through both ways, in turn in one run."""
+    """One photograph of 640 x 480 through both ways, in turn in one run; without the model where this machine has none."""
     spec, picture, count = work.prepared.source.preprocess, typical_picture(), work.request.batch.minimum
     prepared = np.repeat(preprocess(picture, spec)[None], count, axis=0)
     array = np.repeat(np.asarray(picture)[None], count, axis=0)
     runners: dict[str, Runner] = {
         "python preprocessing": lambda _: [preprocess(picture, spec) for _ in range(count)],
         "preprocessing in the graph": lambda _: pixels.tensors(array[:1]),
-        "model without": lambda _: plain.run(prepared),
-        "model with": lambda _: app.run(array),
     }
+    if plain is not None and app is not None:
+        without, whole = plain, app
+        runners |= {"model without": lambda _: without.run(prepared), "model with": lambda _: whole.run(array)}
     timing = measure(runners, prepared, seconds=COST_SECONDS)
     took = {name: row["p50_ms"] for name, row in timing.figures.items()}
     note = (
         f"Preprocessing a picture of 640 x 480 takes {took['preprocessing in the graph']:.2f} ms in the graph, "
-        f"{took['python preprocessing']:.2f} ms in Pillow and NumPy; the model takes {took['model with']:.2f} ms from the "
-        f"picture, {took['model without']:.2f} ms from its pixels (medians of one run, {app.description})."
+        f"{took['python preprocessing']:.2f} ms in Pillow and NumPy"
     )
-    return timing.figures, note
+    if "model with" in took:
+        note += (
+            f"; the model takes {took['model with']:.2f} ms from the picture, {took['model without']:.2f} ms from its pixels"
+        )
+    where = f", on the machine of the build, not in {work.prepared.target.name}" if is_foreign(work) else ""
+    return timing.figures, f"{note} (medians of one run, {pixels.description}{where})."

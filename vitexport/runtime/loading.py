@@ -27,7 +27,7 @@ from vitexport.runtime.backends.cuda import cuda_runtime, current_gpu, why_no_gp
 from vitexport.runtime.backends.tensorrt_api import EXTRAS, load_library
 from vitexport.runtime.engines import BuiltHere, Fingerprint
 from vitexport.runtime.model import Model
-from vitexport.targets import machine_cpu, misfit
+from vitexport.targets import Target, machine_cpu, misfit
 
 BackendName: TypeAlias = Literal["auto", "tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -69,13 +69,18 @@ def load(
     if backend != "auto":
         return Model(bundle, _onnx(bundle, threads, _providers(bundle, backend)))
     if bundle.manifest.engine is None:
-        return Model(bundle, _onnx(bundle, threads))
+        return Model(bundle, _onnx(bundle, threads), fallback=_elsewhere(bundle.manifest.target))
     try:
         return Model(bundle, _engine(bundle))
     except (ToolchainError, MissingDependencyError) as error:
         # Outside this block, where nothing of the failed engine holds the GPU's memory any longer.
         why = error.with_traceback(None)
     return _instead(bundle, threads, why)
+
+
+def _elsewhere(target: Target) -> str | None:
+    """What stands against taking this machine for `target`; None for a CPU."""
+    return f"the bundle is for {target.name}, where it computes the same at another speed" if target.app else None
 
 
 def _instead(bundle: Bundle, threads: int | None, why: VitexportError) -> Model:

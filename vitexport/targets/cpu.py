@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitexport.errors import DeviceError
 from vitexport.targets.rows import packaged
-from vitexport.targets.target import Device, Target
+from vitexport.targets.target import CpuArithmetic, Device, Target
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
@@ -94,11 +94,20 @@ def misfit(target: Target, cpu: MachineCpu, *, precision: str) -> str | None:
 
     An fp32 variant fits every CPU of its architecture. An int8 variant with 8-bit weights needs one of the flags of
     its class: elsewhere VPMADDUBSW saturates (cosine to float 0.88 to 0.89 on a vit_small) or there is no kernel.
+    What is made for applications is plain ONNX, and its numbers can be looked at on any CPU that has its arithmetic.
     A target that is not a CPU is not judged here.
     """
     if target.cpu is None:
         return None
     made_for = f"The {precision} variant is made for {target.id} ({target.name})"
+    if target.app:
+        if precision != "int8" or _computes(cpu, target.cpu):
+            return None
+        return (
+            f"{made_for}, and this machine, {cpu}, is of no class that multiplies its {target.cpu.activation} activations "
+            f"with {target.cpu.weight_bits}-bit weights exactly. Run it where it is made for (vitexport app writes a "
+            "project), or build an fp16 variant to look at it here."
+        )
     if cpu.arch != target.cpu.arch:
         return f"{made_for}; this machine is {cpu}. Build one with --target {_cure(cpu)}."
     reason = lacking(target, cpu) if precision == "int8" else None
@@ -118,6 +127,16 @@ def lacking(target: Target, cpu: MachineCpu) -> str | None:
     return (
         f"its int8 arithmetic needs a CPU with {' or '.join(required)}, and this machine, {cpu}, {lacks}; "
         "it could compute wrong results"
+    )
+
+
+def _computes(cpu: MachineCpu, arithmetic: CpuArithmetic) -> bool:
+    """Whether `cpu` belongs to a class whose int8 variants multiply in `arithmetic`."""
+    return any(
+        device.cpu is not None
+        and (device.cpu.activation, device.cpu.weight_bits) == (arithmetic.activation, arithmetic.weight_bits)
+        and _usable(cpu.flags).intersection(device.cpu.required_flags)
+        for device in _classes(cpu.arch)
     )
 
 

@@ -228,7 +228,8 @@ def bench_bundle(
     others = share_of_others(before, processor_seconds(), time.perf_counter() - begin)
     cautions = _cautions(unsteady, telemetry, others)
     if model.fallback is not None:
-        message = f"{model.backend.description} ran instead of the engine: {model.fallback}"
+        instead = "" if manifest.engine is None else " instead of the engine"
+        message = f"{model.backend.description} ran{instead}: {model.fallback}"
         cautions.insert(0, {"kind": "fallback", "message": message})
     machine = describe_machine()
     document = {

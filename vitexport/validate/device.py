@@ -54,7 +54,8 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
         check = skipped(GOLDEN, "the bundle's own golden figures are absent: its build computed NaN or infinity")
     checks = [check, *same_preprocessing(model.bundle.preprocessed(), model.manifest.preprocess)]
     if model.fallback is not None:
-        checks.insert(0, skipped("engine", f"{where} runs instead: {model.fallback}"))
+        missed = "target" if model.manifest.engine is None else "engine"
+        checks.insert(0, skipped(missed, f"{where} runs instead: {model.fallback}"))
     measurements: dict[str, Any] = {"golden": figures, "runtime": where}
     if model.manifest.num_classes is None:
         if data is not None:
