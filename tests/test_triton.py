@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import py_compile
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from conftest import Built
 from google.protobuf import text_format
+from PIL import Image
 
-import vitexport.triton
 from vitexport.artifacts import BatchRange
 from vitexport.bundle import Bundle
 from vitexport.errors import InputError, UsageError
@@ -22,6 +27,7 @@ from vitexport.runtime import engines
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.runtime.engines import BuiltHere, Fingerprint
 from vitexport.triton import ServeRequest, write_repository
+from vitexport.triton import repository as writing
 
 SPEC = importlib.util.find_spec("tritonclient")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="tritonclient is missing; source scripts/environment installs it")
@@ -79,8 +85,7 @@ def test_a_model_that_takes_the_picture_is_one_model(web_bundle: Built, tmp_path
         entry.name: list(entry.dims) for entry in parsed.output
     }
     (client,) = (tmp_path / "models").glob("client-*.py")
-    py_compile.compile(str(client), cfile=str(tmp_path / "client.pyc"), doraise=True)
-    serving = (tmp_path / "models" / "SERVING.md").read_text(encoding="utf-8")
+    serving = (tmp_path / "models" / "SERVING-digits.md").read_text(encoding="utf-8")
     assert "perf_analyzer -m digits" in serving
     assert "--shape image:1,480,640,3" in serving
     assert "@@" not in client.read_text(encoding="utf-8") + serving
@@ -133,7 +138,14 @@ def test_without_such_a_model_the_preprocessing_stands_before_it(l4_bundle: Buil
     assert dict(steps[1].input_map) == {"image": "pixels"}
     assert [list(entry.dims) for entry in first.output] == [list(entry.dims) for entry in second.input] == [[3, 32, 32]]
     assert (first.max_batch_size, second.max_batch_size, whole.max_batch_size) == (8, 8, 8)
-    assert second.optimization.execution_accelerators.gpu_execution_accelerator[0].name == "tensorrt"
+    (accelerator,) = second.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert dict(accelerator.parameters) == {
+        "precision_mode": l4_bundle.bundle.manifest.precision.upper(),
+        "trt_profile_min_shapes": "image:1x3x32x32",
+        "trt_profile_opt_shapes": "image:4x3x32x32",
+        "trt_profile_max_shapes": "image:8x3x32x32",
+    }
     assert second.instance_group[0].kind == second.instance_group[0].KIND_GPU
     spec = l4_bundle.bundle.manifest.preprocess
     golden = np.fromfile(tmp_path / "digits-preprocess" / "warmup" / "golden", np.uint8).reshape(32, 32, 3)
@@ -186,22 +198,184 @@ def test_what_is_no_one_model_is_refused(web_bundle: Built, embedding_bundle: Bu
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("there", [False, True])
-def test_what_is_cut_short_is_taken_back_whole(
-    cpu_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, *, there: bool
+@pytest.mark.parametrize("step", ["_write", "_write_pages", "_move_in"])
+def test_what_is_cut_short_leaves_the_repository_as_it_was(
+    cpu_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str, *, there: bool
 ) -> None:
-    repository = tmp_path / "models"
+    repository = tmp_path / "new" / "models"
     if there:
         write_repository([cpu_bundle.bundle], repository, DEFAULT)
     before = sorted(tmp_path.rglob("*"))
-    write, calls = vitexport.triton._write, []
+    if step == "_move_in":
+        rename, calls = Path.rename, []
 
-    def third_fails(*words: Any) -> Path:
-        calls.append(words)
-        if len(calls) == 3:
+        def third_fails(path: Path, target: Path) -> Path:
+            calls.append(path)
+            if len(calls) == 3:
+                raise error
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", third_fails)
+    else:
+        whole = getattr(writing, step)
+
+        def fails(*words: Any) -> Any:
+            whole(*words)
             raise error
-        return write(*words)
 
-    monkeypatch.setattr(vitexport.triton, "_write", third_fails)
+        monkeypatch.setattr(writing, step, fails)
     with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
         write_repository([cpu_bundle.bundle], repository, DEFAULT)
+    monkeypatch.undo()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nothing_but_whole_models_is_ever_in_the_repository(
+    cpu_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, seen = tmp_path / "models", []
+    write_repository([cpu_bundle.bundle], repository, ServeRequest(name="older"))
+    whole = writing._write
+
+    def watched(folder: Path, model: Any) -> None:
+        whole(folder, model)
+        seen.append({path.name for path in repository.iterdir() if path.is_dir()})
+
+    monkeypatch.setattr(writing, "_write", watched)
+    write_repository([cpu_bundle.bundle], repository, DEFAULT)
+    assert seen == [{"older", "older-preprocess", "older-engine"}] * 3
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".keep"]
+
+
+def test_pages_of_two_models_do_not_meet(web_bundle: Built, tmp_path: Path) -> None:
+    for name in ("digits", "Other_2"):
+        write_repository([web_bundle.bundle], tmp_path, ServeRequest(name=name))
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        *("client-digits.py", "SERVING-digits.md", "client-Other_2.py", "SERVING-Other_2.md"),
+    }
+    text = (tmp_path / "SERVING-Other_2.md").read_text(encoding="utf-8")
+    manifests = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert [manifest["kind"] for manifest in manifests] == ["ScaledObject", "InferenceService"]
+    assert {manifest["metadata"]["name"] for manifest in manifests} == {"other-2"}
+    assert 'model="Other_2"' in manifests[0]["spec"]["triggers"][0]["metadata"]["query"]
+
+
+def test_options_for_what_is_the_operators_are_refused(web_bundle: Built, cpu_bundle: Built, tmp_path: Path) -> None:
+    write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=2))
+    with pytest.raises(UsageError, match=r"it says count: 2, and --instances says 3"):
+        write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=3))
+    with pytest.raises(UsageError, match=r"max_queue_delay_microseconds: 500, and --queue-delay says 100"):
+        write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, queue_delay_us=100))
+    again = dataclasses.replace(DEFAULT, instances=2, queue_delay_us=500)
+    assert write_repository([dynamic(web_bundle)], tmp_path, again) == ("digits/2",)
+    with pytest.raises(UsageError, match=r"--queue-delay is for requests that share a batch.* takes batch 1"):
+        write_repository([cpu_bundle.bundle], tmp_path / "new", dataclasses.replace(DEFAULT, queue_delay_us=100))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_has_room_for_what_is_made_of_it(web_bundle: Built, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at most 200 letters"):
+        write_repository([web_bundle.bundle], tmp_path, ServeRequest(name="a" * 201))
+    assert write_repository([web_bundle.bundle], tmp_path, ServeRequest(name="a" * 200)) == (f"{'a' * 200}/1",)
+
+
+FAKE_TRITON = """
+import json, pathlib
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+class InferInput:
+    def __init__(self, name, shape, datatype):
+        assert (name, datatype) == ("image", "UINT8")
+        self.shape = shape
+    def set_data_from_numpy(self, array):
+        assert list(array.shape) == self.shape and array.dtype == np.uint8
+        self.array = array
+
+class InferRequestedOutput:
+    def __init__(self, name, class_count):
+        self.name, self.class_count = name, class_count
+
+class Answer:
+    def __init__(self, values):
+        self.values = values
+    def as_numpy(self, name):
+        return self.values
+
+class InferenceServerClient:
+    def __init__(self, server):
+        self.server = server
+    def infer(self, model, inputs, outputs):
+        if self.server == "refused:1":
+            raise ConnectionRefusedError(111, "Connection refused")
+        if self.server == "strange:1":
+            raise InferenceServerException("unknown model")
+        array, wanted = inputs[0].array, outputs[0]
+        # Brighter on the left than on the right, as the test made it: upright.
+        assert array[..., 0, 0].mean() > array[..., -1, 0].mean(), "not upright"
+        if wanted.class_count:
+            return Answer(np.array([b"0.75:2:two", b"0.25:0"][: wanted.class_count], dtype=object))
+        return Answer(np.tile(np.array([0.25, 0.0, 0.75]), (len(array), 1)))
+"""
+
+
+@pytest.fixture
+def ask(tmp_path: Path, web_bundle: Built) -> Callable[..., tuple[int, str, str]]:
+    """Runs the written client, for a model of some batch, against a stand-in for tritonclient."""
+    package = tmp_path / "packages" / "tritonclient"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "http.py").write_text(FAKE_TRITON, encoding="utf-8")
+    (package / "utils.py").write_text("class InferenceServerException(Exception): pass\n", encoding="utf-8")
+
+    def run(batch: str, *words: str) -> tuple[int, str, str]:
+        repository = tmp_path / f"models-{batch.replace(':', '-')}"
+        if not repository.exists():
+            write_repository([dynamic(web_bundle, batch)], repository, DEFAULT)
+        command = [sys.executable, str(repository / "client-digits.py"), *words]
+        environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> str:
+    """A picture that is brighter on its left, once it is turned upright."""
+    upright = Image.fromarray(np.tile(np.linspace(255, 0, 40).astype(np.uint8)[None, :, None], (30, 1, 3)))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    upright.rotate(180).save(tmp_path / "held.jpg", exif=exif)
+    return str(tmp_path / "held.jpg")
+
+
+def test_the_client_shows_the_likeliest_classes(ask: Callable[..., tuple[int, str, str]], held: str, tmp_path: Path) -> None:
+    assert ask("1", held) == (0, f"{held}\n    75.00%  two\n    25.00%  0\n", "")
+    assert ask("1:4:8", held, "--top", "1") == (0, f"{held}\n    75.00%  two\n", "")
+    assert ask("1", held, "--top", "1", "--output", "logits") == (0, f"{held}\n     0.7500  two\n", "")
+    (tmp_path / "labels.txt").write_text("none\none\nzwei\n", encoding="utf-8")
+    labels = ("--labels", str(tmp_path / "labels.txt"))
+    assert ask("4", held, "--top", "2", *labels) == (0, f"{held}\n    75.00%  zwei\n    25.00%  none\n", "")
+    assert ask("4", held, "--top", "1") == (0, f"{held}\n    75.00%  2\n", "")
+
+
+def test_the_client_says_what_is_wrong(ask: Callable[..., tuple[int, str, str]], held: str, tmp_path: Path) -> None:
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 4), 60000, np.uint16)).save(deep)
+    code, out, err = ask("1", "missing.png", str(deep), str(Path(__file__)), held)
+    assert (code, out.splitlines()[0]) == (1, held)
+    assert [line.split(":")[0] for line in err.splitlines()] == ["missing.png", str(deep), str(Path(__file__))]
+    assert "more than 8 bits" in err
+    for server, why in (("refused:1", "Connection refused"), ("strange:1", "unknown model")):
+        code, out, err = ask("1", held, "--server", server)
+        assert (code, out) == (1, "")
+        assert re.fullmatch(rf"digits on {server} did not answer: .*{why}\n", err)
+    for words, said in ((("--top", "0"), "must be 1 or more"), (("--labels", "missing"), "missing")):
+        code, _, err = ask("1", held, *words)
+        assert code == 2
+        assert said in err.splitlines()[-1]
+    (tmp_path / "packages" / "tritonclient" / "http.py").write_text(
+        "raise RuntimeError('no http support')", encoding="utf-8"
+    )
+    assert ask("1", held) == (1, "", "tritonclient is missing here: pip install 'tritonclient[http]'\n")

@@ -28,7 +28,7 @@ from vitexport.errors import (
 )
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
-from vitexport.triton import ServeRequest, write_repository
+from vitexport.triton import DEFAULT_INSTANCES, DEFAULT_QUEUE_DELAY_US, ServeRequest, write_repository
 
 if TYPE_CHECKING:
     from vitexport.validate.bench import Beside
@@ -374,14 +374,14 @@ def compare(*, first: Path, second: Path, as_json: bool, quiet: bool, verbose: b
 @click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE...")
 @click.option("-o", "--out", type=PATH, required=True, metavar="REPOSITORY", help="The repository; made if it is not there.")
 @click.option("--name", metavar="NAME", help="Of the model there (default: the model's own).")
-@click.option("--instances", type=int, default=1, show_default=True, metavar="N", help="Copies on the CPU, or on each GPU.")
+@click.option(
+    "--instances", type=int, metavar="N", help=f"Copies on the CPU, or on each GPU (default: {DEFAULT_INSTANCES})."
+)
 @click.option(
     "--queue-delay",
     type=int,
-    default=500,
-    show_default=True,
     metavar="US",
-    help="Microseconds that a request may wait to share a batch.",
+    help=f"Microseconds that a request may wait to share a batch (default: {DEFAULT_QUEUE_DELAY_US}).",
 )
 @output_options
 def triton(
@@ -389,8 +389,8 @@ def triton(
     bundles: tuple[Path, ...],
     out: Path,
     name: str | None,
-    instances: int,
-    queue_delay: int,
+    instances: int | None,
+    queue_delay: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -398,7 +398,8 @@ def triton(
     """Add BUNDLE to a model repository of the Triton Inference Server, as a new version.
 
     The model takes the picture itself, or stands behind one that preprocesses it. Several bundles are one model for several
-    GPUs: the engines that vitexport engine built there become plans by compute capability.
+    GPUs: the engines that vitexport engine built there become plans by compute capability. The configuration of a model that
+    is there already is its operator's: it stays as it is.
     """
     request = ServeRequest(name=name, instances=instances, queue_delay_us=queue_delay)
     added = write_repository([open_bundle(bundle) for bundle in bundles], out, request)
