@@ -752,8 +752,8 @@ def test_a_file_or_a_link_in_the_place_of_the_output_is_refused(tmp_path: Path, 
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tiny, target_is_directory=True)
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
-    for name in ("file", "link", "dangling"):
-        with pytest.raises(InputError, match="exists and is not a folder"):
+    for name, why in (("file", "exists and is not a folder"), ("link", "symbolic link"), ("dangling", "symbolic link")):
+        with pytest.raises(InputError, match=why):
             check_output(tmp_path / name, force=True)
 
 

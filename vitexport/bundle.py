@@ -399,8 +399,12 @@ def _json_text(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def check_output(out: Path, *, force: bool) -> None:
+def check_output(out: Path, *, force: bool | None) -> None:
     """Refuse an output that cannot be written, before the slow steps.
+
+    Args:
+        out: The folder.
+        force: Whether a bundle that is there is replaced; None where the output is no bundle and nothing is.
 
     Raises:
         InputError: It exists and `force` is not set, or is not a bundle; or its folder cannot be written.
@@ -413,14 +417,16 @@ def check_output(out: Path, *, force: bool) -> None:
         raise InputError(objection)
 
 
-def _objection(out: Path, *, force: bool) -> str | None:
+def _objection(out: Path, *, force: bool | None) -> str | None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        return f"Output {out} exists and is not a folder; choose another with -o."
+        kind = "is a symbolic link, which is not followed" if out.is_symlink() else "exists and is not a folder"
+        return f"Output {out} {kind}; choose another with -o."
     if out.is_dir() and (out.resolve() == Path.cwd() or os.path.ismount(out)):
         return f"Output {out} is the current folder or a mount point, which cannot be replaced; name a folder inside it."
     if out.is_dir() and any(out.iterdir()):
-        if not (out / MANIFEST).is_file():
-            return f"Output folder {out} exists and is not a bundle; it is not touched. Choose another with -o."
+        if force is None or not (out / MANIFEST).is_file():
+            kind = "empty" if force is None else "a bundle"
+            return f"Output folder {out} exists and is not {kind}; it is not touched. Choose another with -o."
         if not force:
             return f"Bundle {out} exists; give --force to replace it, or another folder with -o."
     parent = out.absolute().parent
@@ -432,8 +438,12 @@ def _objection(out: Path, *, force: bool) -> str | None:
 
 
 @contextlib.contextmanager
-def staging(out: Path, *, force: bool) -> Iterator[Path]:
+def staging(out: Path, *, force: bool | None) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` if the block ends well, and goes away if it does not.
+
+    Args:
+        out: The folder, or where it is to be.
+        force: As for `check_output`.
 
     Raises:
         InputError: As `check_output`, before the block and, for what appeared meanwhile, after it; or the disk is full or
@@ -443,8 +453,7 @@ def staging(out: Path, *, force: bool) -> Iterator[Path]:
     folder: Path | None = None
     made = _make_parents(out.absolute().parent)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
-        folder.chmod(0o755)
+        folder = _temporary(out)
         yield folder
         check_output(out, force=force)
         _replace(folder, out)
@@ -459,6 +468,15 @@ def staging(out: Path, *, force: bool) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+def _temporary(out: Path) -> Path:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+        folder.chmod(0o755)
+    except OSError as error:  # also what a file system that only looks like one says, such as /proc
+        raise InputError(f"Output {out} cannot be written: {error.strerror or error}. Nothing was left behind.") from error
+    return folder
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -174,6 +174,16 @@ def test_an_existing_folder_is_not_touched(web_bundle: Built, tmp_path: Path) ->
     with pytest.raises(InputError, match="not touched"):
         write_app(web_bundle.bundle, "node", tmp_path / "node")
     assert [path.name for path in (tmp_path / "node").iterdir()] == ["mine"]
+    with pytest.raises(InputError, match=r"exists and is not empty; it is not touched\. Choose another with -o\."):
+        write_app(web_bundle.bundle, "node", web_bundle.root)
+    (tmp_path / "link").symlink_to(tmp_path / "node")
+    with pytest.raises(InputError, match="is a symbolic link, which is not followed"):
+        write_app(web_bundle.bundle, "node", tmp_path / "link")
+    (tmp_path / "empty").mkdir()
+    assert "README.md" in write_app(web_bundle.bundle, "node", tmp_path / "empty")
+    if Path("/proc/self").exists():
+        with pytest.raises(InputError, match=r"/proc/project cannot be written: .* Nothing was left behind"):
+            write_app(web_bundle.bundle, "node", Path("/proc/project"))
 
 
 def test_any_name_becomes_one_that_every_ecosystem_takes(web_bundle: Built, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def write_app(bundle: Bundle, kind: AppKind, out: Path) -> tuple[str, ...]:
     """
     model = _model(bundle)
     layout, words = _LAYOUTS[kind], _words(bundle, model)
-    with staging(out, force=False) as folder:
+    with staging(out, force=None) as folder:
         for name, template in _templates(kind, layout):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -409,7 +409,7 @@ def triton(
 @cli.command(short_help="Write a project that runs a bundle in an application.")
 @BUNDLE
 @click.option("--for", "kind", type=click.Choice(KINDS), required=True, help="What the project is.")
-@click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="The project's folder; it must not exist.")
+@click.option("-o", "--out", type=PATH, required=True, metavar="DIR", help="The project's folder; new, or empty.")
 @output_options
 def app(*, bundle: Path, kind: AppKind, out: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Write a small, complete project that classifies pictures with BUNDLE's model, without Python.
