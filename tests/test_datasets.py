@@ -236,6 +236,20 @@ def test_synsets_stand_for_labels(tmp_path: Path) -> None:
     assert images.classes == ("tench", "goldfish")
 
 
+def test_classes_of_one_name_are_told_apart_by_synsets_only(tmp_path: Path) -> None:
+    labels, synsets = ["crane", "goldfish", "crane"], ["n02012849", "n01443537", "n03126707"]
+    (tmp_path / "labels.txt").write_text("\n".join(labels), encoding="utf-8")
+    assert read_labels(tmp_path / "labels.txt", classes=3) == tuple(labels)
+    data = tmp_path / "data"
+    put_many(data / "n03126707", 1)
+    put_many(data / "goldfish", 1)
+    images = open_labelled(data, labels=labels, synsets=synsets, classes=3)
+    assert {file.relative: file.label for file in images.files} == {"n03126707/000.png": 2, "goldfish/000.png": 1}
+    put_many(data / "crane", 1)
+    with pytest.raises(InputError, match=r"'crane' in .* could be class 0 or 2, which have that one name"):
+        open_labelled(data, labels=labels, synsets=synsets, classes=3)
+
+
 def test_a_folder_that_is_no_label_is_named_beside_the_labels(tmp_path: Path) -> None:
     for name in ("cat", "cow", "crow"):
         put_many(tmp_path / name, 1)
@@ -298,7 +312,6 @@ def test_the_mark_that_windows_editors_put_first_is_not_part_of_a_name(tmp_path:
     [
         (b"", None, "is empty"),
         (b"\n \n", None, "is empty"),
-        (b"cat\ndog\ncat\n", None, "names 'cat' more than once"),
         (b"cat\ndog\n", 3, "has 2 names, but the model has 3 classes"),
         (b"cat\ndog\nowl\n", 2, "has 3 names, but the model has 2 classes"),
         (b"\xff\xfe\x00", None, "is not UTF-8 text"),

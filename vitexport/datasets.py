@@ -130,10 +130,10 @@ def open_labelled(root: Path, *, labels: Sequence[str] | None, synsets: Sequence
 
 
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
-    """Class names, one a line in the order of the logits.
+    """Class names, one a line in the order of the logits. Two classes may have one name, as ImageNet's cranes have.
 
     Raises:
-        InputError: Missing, not UTF-8, empty, a name twice, or another number than `classes`.
+        InputError: Missing, not UTF-8, empty, or another number than `classes`.
     """
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
@@ -143,9 +143,6 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
         raise InputError(f"Labels file {path} is not UTF-8 text: {error}.") from None
     if not names:
         raise InputError(f"Labels file {path} is empty; expected one class name a line, in the order of the logits.")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise InputError(f"Labels file {path} names {twice[0]!r} more than once; class names must differ.")
     if classes is not None and len(names) != classes:
         raise InputError(f"Labels file {path} has {len(names)} names, but the model has {classes} classes.")
     return names
@@ -161,6 +158,13 @@ def _class_order(
                 "Give --labels FILE with the class names in the order of the logits."
             )
         return {name: index for index, name in enumerate(folders)}
+    for name in set(folders).difference(synsets or ()):
+        if labels.count(name) > 1:
+            first, second = [index for index, label in enumerate(labels) if label == name][:2]
+            raise InputError(
+                f"Class folder {name!r} in {root} could be class {first} or {second}, which have that one name. Give "
+                "--labels FILE with a name of its own for each, and name the folders so."
+            )
     known = {name: index for names in (synsets or (), labels) for index, name in enumerate(names)}
     strangers = [name for name in folders if name not in known]
     if strangers:

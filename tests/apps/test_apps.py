@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import functools
@@ -151,6 +152,49 @@ def test_the_page_names_the_same_class_in_a_browser(web_bundle: Built, tmp_path:
     assert "32 × 32 pixels" in report["status"]
     with Image.open(screenshot) as image:
         assert image.size == (1000, 620)
+
+
+def odd_pictures_of(folder: Path) -> list[Path]:
+    """A digit held in three ways, as SVG and beyond the largest canvas; what has no pixels; and what is no picture."""
+    digit = load_image(DIGITS[20]).resize((64, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    digit.rotate(90).save(folder / "held.jpg", exif=exif, quality=95, subsampling=0)
+    digit.save(folder / "upright.jpg", quality=95, subsampling=0)
+    digit.resize((5000, 5000), Image.Resampling.NEAREST).save(folder / "huge.png")
+    inner = base64.b64encode((folder / "upright.jpg").read_bytes()).decode()
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{0}"><image width="{0}" height="{0}" href="{1}"/></svg>'
+    )
+    (folder / "drawn.svg").write_text(svg.format(64, f"data:image/jpeg;base64,{inner}"), encoding="utf-8")
+    (folder / "nothing.svg").write_text(svg.format(0, ""), encoding="utf-8")
+    (folder / "text.png").write_text("no picture", encoding="utf-8")
+    return [folder / name for name in ("upright.jpg", "held.jpg", "huge.png", "drawn.svg", "nothing.svg", "text.png")]
+
+
+@NODE
+@BROWSER
+def test_the_page_shows_odd_pictures_or_says_why_not(web_bundle: Built, tmp_path: Path) -> None:
+    project = written(web_bundle.bundle, "web", tmp_path / "web")
+    ran(["node", "vendor.js"], project)
+    pictures = odd_pictures_of(tmp_path)
+    script = str(Path(__file__).parent / "odd.mjs")
+    with served(project) as address:
+        states = json.loads(ran(["node", script, str(PACKAGES), address, *map(str, pictures)], tmp_path))
+        (project / "ort" / "ort.wasm.min.mjs").unlink()
+        (broken,) = json.loads(ran(["node", script, str(PACKAGES), address], tmp_path))
+    ready, upright, held, huge, drawn, nothing, text = states
+    assert ready["status"].startswith("Ready")
+    for seen in (held, huge, drawn):
+        assert (seen["problem"], seen["label"]) == (None, upright["label"])
+        assert seen["percent"] == pytest.approx(upright["percent"], abs=2)
+    assert (held["size"], huge["size"]) == ([64, 64], [4096, 4096])
+    assert "nothing.svg" in nothing["problem"]
+    assert text["problem"] == "text.png is not a picture that this browser can read."
+    assert not any(state["busy"] or state["loading"] for state in states)
+    assert broken["status"] == "The model could not be loaded."
+    assert "npm install" in broken["problem"]
+    assert not broken["loading"]
 
 
 def test_a_bundle_without_such_a_model_says_how_to_get_one(cpu_bundle: Built, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ const element = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 const canvas = element("picture");
 const video = element("camera");
+// Some browsers draw no larger canvas; a larger picture is made smaller first.
+const MOST_PIXELS = 4096 * 4096;
 // Only the answer to the last picture is shown.
 let asked = 0;
 let opened = 0;
@@ -17,14 +19,22 @@ worker.addEventListener("message", ({ data }) => {
     const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
     element("status").textContent = `Ready: ${size.width} × ${size.height} pixels, ${threads}`;
   } else if (data.kind === "failed") {
-    element("progress").hidden = true;
-    if (!data.id) element("status").textContent = "The model could not be loaded.";
-    complain(data.message);
+    if (!data.id) unloaded();
+    if (!data.id || data.id === asked) complain(data.message);
   } else if (data.id === asked) show(data);
 });
-worker.addEventListener("error", () => complain("The page's worker could not start; run npm install, and serve the folder."));
+worker.addEventListener("error", () => {
+  unloaded();
+  complain("The page's worker could not start; run npm install, and serve the folder.");
+});
+
+function unloaded() {
+  element("progress").hidden = true;
+  element("status").textContent = "The model could not be loaded.";
+}
 
 function complain(message) {
+  element("results").removeAttribute("aria-busy");
   element("problem").textContent = message;
   element("problem").hidden = !message;
 }
@@ -56,8 +66,11 @@ function show({ top, milliseconds }) {
 }
 
 /** Show `source`, something that a canvas can draw, and ask for its classes. */
-function classify(source, width, height, name) {
+function classify(source, naturalWidth, naturalHeight, name) {
+  if (!naturalWidth || !naturalHeight) return complain(`${name} has no pixels.`);
   complain("");
+  const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (naturalWidth * naturalHeight)));
+  const [width, height] = [naturalWidth, naturalHeight].map((side) => Math.max(1, Math.floor(side * scale)));
   canvas.width = width;
   canvas.height = height;
   canvas.hidden = false;
@@ -66,11 +79,29 @@ function classify(source, width, height, name) {
   element("empty").hidden = true;
   element("stage").classList.add("filled");
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
   context.drawImage(source, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height);
   element("results").setAttribute("aria-busy", "true");
   asked += 1;
   worker.postMessage({ id: asked, rgba: data, height, width }, [data.buffer]);
+}
+
+/** Upright, by any decoder that the browser has: only the one of images knows SVG. */
+async function decode(file) {
+  try {
+    const source = await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" });
+    return { source, width: source.width, height: source.height };
+  } catch {
+    const source = new Image();
+    source.src = URL.createObjectURL(file);
+    try {
+      await source.decode();
+    } finally {
+      URL.revokeObjectURL(source.src);
+    }
+    return { source, width: source.naturalWidth, height: source.naturalHeight };
+  }
 }
 
 async function open(file) {
@@ -79,9 +110,9 @@ async function open(file) {
   opened += 1;
   const ticket = opened;
   try {
-    const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" });
-    if (ticket === opened) classify(bitmap, bitmap.width, bitmap.height, file.name || "pasted picture");
-    bitmap.close();
+    const { source, width, height } = await decode(file);
+    if (ticket === opened) classify(source, width, height, file.name || "pasted picture");
+    source.close?.();
   } catch {
     if (ticket === opened) complain(`${file.name || "This"} is not a picture that this browser can read.`);
   }
