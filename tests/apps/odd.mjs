@@ -1,5 +1,7 @@
-// Address and pictures enter; what the page says of each leaves as JSON, and what it says before. Run by test_apps.py.
+// Address and pictures enter; what the page says leaves as JSON: before, of each picture, and of the first one dropped and
+// pasted, and of a camera, which is Chromium's own. Run by test_apps.py.
 
+import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 
 const [packages, url, ...pictures] = process.argv.slice(2);
@@ -9,6 +11,7 @@ const browser = await chromium.launch({
   args: [
     ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
     ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
+    ...["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
   ],
 });
 const page = await browser.newPage();
@@ -30,15 +33,37 @@ const state = () =>
     };
   });
 const states = [await state()];
-for (const picture of pictures) {
+async function after(action) {
   await page.evaluate(() => {
     document.getElementById("milliseconds").textContent = "";
     document.getElementById("problem").hidden = true;
   });
-  await page.setInputFiles("#file", picture);
+  await action();
   const answered = () => document.getElementById("milliseconds").textContent || !document.getElementById("problem").hidden;
   await page.waitForFunction(answered, null, { timeout: 60000 });
   states.push(await state());
+}
+for (const picture of pictures) await after(() => page.setInputFiles("#file", picture));
+if (pictures.length) {
+  const encoded = (await readFile(pictures[0])).toString("base64");
+  const give = (kind) =>
+    page.evaluate(
+      async ([kind, encoded]) => {
+        const bytes = await (await fetch(`data:image/jpeg;base64,${encoded}`)).blob();
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "given.jpg", { type: "image/jpeg" }));
+        const words = kind === "drop" ? { dataTransfer: data } : { clipboardData: data };
+        const Kind = kind === "drop" ? DragEvent : ClipboardEvent;
+        document.getElementById("stage").dispatchEvent(new Kind(kind, { ...words, bubbles: true, cancelable: true }));
+      },
+      [kind, encoded],
+    );
+  await after(() => give("drop"));
+  await after(() => give("paste"));
+  await after(async () => {
+    await page.click("#camera-button");
+    await page.click("#shoot");
+  });
 }
 await browser.close();
 console.log(JSON.stringify(states));

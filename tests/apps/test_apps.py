@@ -155,7 +155,7 @@ def test_the_page_names_the_same_class_in_a_browser(web_bundle: Built, tmp_path:
 
 
 def odd_pictures_of(folder: Path) -> list[Path]:
-    """A digit held in three ways, as SVG and beyond the largest canvas; what has no pixels; and what is no picture."""
+    """A digit upright and not, beyond the largest canvas, as SVG and in 16 bits; what has no pixels; what is no picture."""
     digit = load_image(DIGITS[20]).resize((64, 64))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -167,9 +167,12 @@ def odd_pictures_of(folder: Path) -> list[Path]:
         '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{0}"><image width="{0}" height="{0}" href="{1}"/></svg>'
     )
     (folder / "drawn.svg").write_text(svg.format(64, f"data:image/jpeg;base64,{inner}"), encoding="utf-8")
+    Image.fromarray(np.asarray(digit.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
     (folder / "nothing.svg").write_text(svg.format(0, ""), encoding="utf-8")
     (folder / "text.png").write_text("no picture", encoding="utf-8")
-    return [folder / name for name in ("upright.jpg", "held.jpg", "huge.png", "drawn.svg", "nothing.svg", "text.png")]
+    return [
+        folder / name for name in ("upright.jpg", "held.jpg", "huge.png", "drawn.svg", "deep.png", "nothing.svg", "text.png")
+    ]
 
 
 @NODE
@@ -183,14 +186,15 @@ def test_the_page_shows_odd_pictures_or_says_why_not(web_bundle: Built, tmp_path
         states = json.loads(ran(["node", script, str(PACKAGES), address, *map(str, pictures)], tmp_path))
         (project / "ort" / "ort.wasm.min.mjs").unlink()
         (broken,) = json.loads(ran(["node", script, str(PACKAGES), address], tmp_path))
-    ready, upright, held, huge, drawn, nothing, text = states
+    ready, upright, held, huge, drawn, deep, nothing, text, dropped, pasted, camera = states
     assert ready["status"].startswith("Ready")
-    for seen in (held, huge, drawn):
+    for seen in (held, huge, drawn, deep, dropped, pasted):
         assert (seen["problem"], seen["label"]) == (None, upright["label"])
         assert seen["percent"] == pytest.approx(upright["percent"], abs=2)
     assert (held["size"], huge["size"]) == ([64, 64], [4096, 4096])
     assert "nothing.svg" in nothing["problem"]
     assert text["problem"] == "text.png is not a picture that this browser can read."
+    assert (camera["problem"], camera["size"]) == (None, [480, 640])
     assert not any(state["busy"] or state["loading"] for state in states)
     assert broken["status"] == "The model could not be loaded."
     assert "npm install" in broken["problem"]
