@@ -1,23 +1,15 @@
 // Address, picture and where the screenshot goes enter; what the page says leaves as JSON, and how long the model took each
 // time. Run by test_apps.py and scripts/measure_apps.
 
-import { createRequire } from "node:module";
+import { launch, open } from "./chromium.mjs";
 
 const [packages, url, picture, screenshot, repeats = "1"] = process.argv.slice(2);
-const { chromium } = createRequire(`${packages}/`)("playwright-core");
-const browser = await chromium.launch({
-  executablePath: "/usr/bin/chromium",
-  args: [
-    ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
-    ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
-  ],
-});
+const browser = await launch(packages);
 const page = await browser.newPage({ viewport: { width: 1000, height: 620 } });
 const complaints = [];
 page.on("pageerror", (error) => complaints.push(error.message));
 page.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
-await page.goto(url);
-await page.waitForFunction(() => /Ready|could not/.test(document.getElementById("status").textContent), null, { timeout: 90000 });
+await open(page, url);
 await page.keyboard.press("Tab");
 const focused = await page.evaluate(() => document.activeElement.id);
 const samples = [];

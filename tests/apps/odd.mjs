@@ -2,21 +2,12 @@
 // pasted, and of a camera, which is Chromium's own. Run by test_apps.py.
 
 import { readFile } from "node:fs/promises";
-import { createRequire } from "node:module";
+import { launch, open } from "./chromium.mjs";
 
 const [packages, url, ...pictures] = process.argv.slice(2);
-const { chromium } = createRequire(`${packages}/`)("playwright-core");
-const browser = await chromium.launch({
-  executablePath: "/usr/bin/chromium",
-  args: [
-    ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
-    ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
-    ...["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
-  ],
-});
+const browser = await launch(packages, "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream");
 const page = await browser.newPage();
-await page.goto(url);
-await page.waitForFunction(() => /Ready|could not/.test(document.getElementById("status").textContent), null, { timeout: 90000 });
+await open(page, url);
 const state = () =>
   page.evaluate(() => {
     const element = (id) => document.getElementById(id);
