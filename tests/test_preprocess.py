@@ -185,14 +185,26 @@ def test_every_image_mode_is_loaded_as_torchvisions_loader_does(kind: str, tmp_p
     np.testing.assert_array_equal(np.asarray(seen), np.asarray(wanted))
 
 
-@pytest.mark.parametrize(("form", "depth"), [("PNG", "16 or more bits"), ("TIFF", "floating point")])
-def test_grey_values_that_pillow_would_turn_to_white_are_refused(form: str, depth: str, tmp_path: Path) -> None:
-    deep = deep_grey(SOURCE)
-    path = tmp_path / "deep"
-    path.write_bytes(encoded(deep if form == "PNG" else deep.convert("F"), form))
-    with pytest.raises(InputError, match=f"deep.* of {depth}.* Convert it to 8 bits"):
+GREY = np.asarray(SOURCE.convert("L"))
+DEEP = {
+    "16 bits": ("PNG", Image.fromarray(GREY.astype(np.uint16) * 257)),
+    "16 bits, big endian": ("TIFF", Image.frombytes("I;16B", GREY.shape[::-1], (GREY.astype(">u2") * 257).tobytes())),
+    # It is not the picture's content that decides.
+    "16 bits, and all": ("PNG", Image.fromarray(GREY.astype(np.uint16) // 2)),
+    "floating point": ("TIFF", Image.fromarray(GREY.astype(np.float32) / 255)),
+    "to 62451": ("TIFF", Image.fromarray(GREY.astype(np.int32) * 257)),
+    "from -": ("TIFF", Image.fromarray(GREY.astype(np.int32) - 300)),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_grey_values_that_pillow_would_clip_are_refused(kind: str, tmp_path: Path) -> None:
+    form, deep = DEEP[kind]
+    path, said = tmp_path / "deep", kind.partition(", big")[0]
+    deep.save(path, form)
+    with pytest.raises(InputError, match=f"deep has grey values .*{said}.* Convert it to 8 bits"):
         load_image(path)
-    with Image.open(path) as image, pytest.raises(InputError, match=depth):
+    with Image.open(path) as image, pytest.raises(InputError, match=said):
         load_image(image)
 
 

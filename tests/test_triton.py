@@ -6,8 +6,10 @@ import dataclasses
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from google.protobuf import text_format
 from PIL import Image
 
 from vitexport.artifacts import BatchRange
-from vitexport.bundle import Bundle
+from vitexport.bundle import Bundle, sync
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import normalize
 from vitexport.runtime import engines
@@ -121,7 +123,7 @@ def test_another_model_of_that_name_is_refused(web_bundle: Built, several_bundle
     labels.write_text("other\n", encoding="utf-8")
     with pytest.raises(InputError, match="other names"):
         write_repository([web_bundle.bundle], tmp_path, DEFAULT)
-    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "1").mkdir(parents=True)
     with pytest.raises(InputError, match=r"no config.pbtxt"):
         write_repository([web_bundle.bundle], tmp_path, ServeRequest(name="strange"))
     assert sorted(path.name for path in (tmp_path / "digits").iterdir() if path.is_dir()) == ["1", "warmup"]
@@ -196,38 +198,70 @@ def test_what_is_no_one_model_is_refused(web_bundle: Built, embedding_bundle: Bu
     assert not list(tmp_path.iterdir())
 
 
+def everything(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Mode, group and content of all that lies below `root`."""
+    return {
+        path.relative_to(root).as_posix(): (
+            path.stat().st_mode,
+            path.stat().st_gid,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in root.rglob("*")
+    }
+
+
+@pytest.fixture(params=[False, True], ids=["beside", "within"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether what is made beside the repository can be renamed into it, as a mounted volume forbids."""
+    if request.param:
+        monkeypatch.setattr(writing, "_renames", lambda *_: False)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("step", ["_write", "_write_pages", "_move_in"])
+@pytest.mark.parametrize("moment", [("_write", 3), ("_move_in", 3), ("_write_page", 1), ("_write_page", 2)])
 def test_what_is_cut_short_leaves_the_repository_as_it_was(
-    cpu_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str, *, there: bool
+    cpu_bundle: Built,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    moment: tuple[str, int],
+    *,
+    there: bool,
 ) -> None:
-    repository = tmp_path / "new" / "models"
+    repository, (step, call) = tmp_path / "new" / "models", moment
     if there:
         write_repository([cpu_bundle.bundle], repository, DEFAULT)
-    before = sorted(tmp_path.rglob("*"))
-    if step == "_move_in":
-        rename, calls = Path.rename, []
+    before, whole, calls = everything(tmp_path), getattr(writing, step), []
 
-        def third_fails(path: Path, target: Path) -> Path:
-            calls.append(path)
-            if len(calls) == 3:
-                raise error
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", third_fails)
-    else:
-        whole = getattr(writing, step)
-
-        def fails(*words: Any) -> Any:
-            whole(*words)
+    def fails(*words: Any) -> Any:
+        calls.append(words)
+        result = whole(*words)
+        if len(calls) == call:
             raise error
+        return result
 
-        monkeypatch.setattr(writing, step, fails)
-    with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
-        write_repository([cpu_bundle.bundle], repository, DEFAULT)
-    monkeypatch.undo()
-    assert sorted(tmp_path.rglob("*")) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, step, fails)
+        with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
+            write_repository([cpu_bundle.bundle], repository, DEFAULT)
+    assert everything(tmp_path) == before
+    assert write_repository([cpu_bundle.bundle], repository, DEFAULT)[-1] == ("digits/2" if there else "digits/1")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_stranger_in_a_new_repository_does_not_hide_why_it_failed(
+    cpu_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        (tmp_path / "models" / "somebody's").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "_write_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_repository([cpu_bundle.bundle], tmp_path / "models", DEFAULT)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["somebody's"]
 
 
 def test_nothing_but_whole_models_is_ever_in_the_repository(
@@ -244,7 +278,75 @@ def test_nothing_but_whole_models_is_ever_in_the_repository(
     monkeypatch.setattr(writing, "_write", watched)
     write_repository([cpu_bundle.bundle], repository, DEFAULT)
     assert seen == [{"older", "older-preprocess", "older-engine"}] * 3
-    assert not [path for path in tmp_path.rglob(".*") if path.name != ".keep"]
+    assert not list(tmp_path.rglob(".*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["link", "group", "volume"])
+def test_a_repository_keeps_its_ways(kind: str, cpu_bundle: Built, tmp_path: Path) -> None:
+    """A model on another disk, a group of its own, and a disk of its own."""
+    repository = tmp_path / "models"
+    if kind == "volume":
+        repository = Path("/dev/shm") / f"vitexport-{os.getpid()}"  # noqa: S108 - another file system than tmp_path's
+        if not repository.parent.is_dir() or repository.parent.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is no second file system here")
+    repository.mkdir()
+    try:
+        if kind == "group":
+            if os.geteuid() != 0 and len(os.getgroups()) < 2:
+                pytest.skip("this user has one group")
+            os.chown(repository, -1, next((group for group in os.getgroups() if group != os.getgid()), 1234))
+            repository.chmod(0o2775)
+        write_repository([cpu_bundle.bundle], repository, DEFAULT)
+        if kind == "link" and Path("/dev/shm").is_dir():  # noqa: S108
+            elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
+            shutil.move(repository / "digits-engine", elsewhere / "digits-engine")
+            (repository / "digits-engine").symlink_to(elsewhere / "digits-engine")
+        assert write_repository([cpu_bundle.bundle], repository, DEFAULT)[-1] == "digits/2"
+        assert not list(repository.rglob("*.partial"))
+        assert (repository / "digits-engine" / "2" / "model.onnx").is_file()
+        groups = {group for _, group, _ in everything(repository).values()}
+        assert groups == {repository.stat().st_gid}
+    finally:
+        if kind == "link":
+            shutil.rmtree((repository / "digits-engine").resolve().parent, ignore_errors=True)
+        shutil.rmtree(repository, ignore_errors=True)
+
+
+def test_what_a_kill_left_is_no_model(cpu_bundle: Built, tmp_path: Path) -> None:
+    (tmp_path / "digits" / ".digits.abc.partial" / "digits").mkdir(parents=True)
+    (tmp_path / "digits-engine").mkdir()
+    assert write_repository([cpu_bundle.bundle], tmp_path, DEFAULT)[-1] == "digits/1"
+    assert config(tmp_path, "digits-engine").name == "digits-engine"
+
+
+def test_another_model_that_came_meanwhile_is_not_touched(
+    cpu_bundle: Built, web_bundle: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(folder: Path) -> None:
+        sync(folder)
+        monkeypatch.undo()
+        write_repository([dynamic(web_bundle)], tmp_path, DEFAULT)
+
+    monkeypatch.setattr("vitexport.triton.repository.sync", meanwhile)
+    with pytest.raises(InputError, match="other inputs, outputs or batches"):
+        write_repository([cpu_bundle.bundle], tmp_path, DEFAULT)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["digits"]
+    assert config(tmp_path).max_batch_size == 8
+
+
+def test_what_is_no_repository_is_said(web_bundle: Built, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nothing").symlink_to(tmp_path / "absent")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "digits").touch()
+    for name, said in (("file", "is not a folder"), ("nothing", "symbolic link to nothing"), ("models", "choose another")):
+        with pytest.raises(InputError, match=said):
+            write_repository([web_bundle.bundle], tmp_path / name, DEFAULT)
+    write_repository([web_bundle.bundle], tmp_path / "absent" / ".." / "new", DEFAULT)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "nothing", "models", "new"}
+    (tmp_path / "new" / "digits" / "labels.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"no labels.txt that can be read"):
+        write_repository([web_bundle.bundle], tmp_path / "new", DEFAULT)
 
 
 def test_pages_of_two_models_do_not_meet(web_bundle: Built, tmp_path: Path) -> None:
@@ -262,10 +364,17 @@ def test_pages_of_two_models_do_not_meet(web_bundle: Built, tmp_path: Path) -> N
 
 def test_options_for_what_is_the_operators_are_refused(web_bundle: Built, cpu_bundle: Built, tmp_path: Path) -> None:
     write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=2))
-    with pytest.raises(UsageError, match=r"it says count: 2, and --instances says 3"):
+    with pytest.raises(UsageError, match=r"it has count: 2, and --instances says 3"):
         write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=3))
     with pytest.raises(UsageError, match=r"max_queue_delay_microseconds: 500, and --queue-delay says 100"):
         write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, queue_delay_us=100))
+    path = tmp_path / "digits" / "config.pbtxt"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"instance_group \{.*?\n\}", "", text, flags=re.DOTALL), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"it has no count in instance_group, and --instances says 2"):
+        write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=2))
+    other = "instance_group: [ # count: 5\n { count: 2, kind: KIND_CPU } ]"
+    path.write_text(re.sub(r"instance_group \{.*?\n\}", other, text, flags=re.DOTALL), encoding="utf-8")
     again = dataclasses.replace(DEFAULT, instances=2, queue_delay_us=500)
     assert write_repository([dynamic(web_bundle)], tmp_path, again) == ("digits/2",)
     with pytest.raises(UsageError, match=r"--queue-delay is for requests that share a batch.* takes batch 1"):
@@ -277,6 +386,14 @@ def test_a_name_has_room_for_what_is_made_of_it(web_bundle: Built, tmp_path: Pat
     with pytest.raises(UsageError, match="at most 200 letters"):
         write_repository([web_bundle.bundle], tmp_path, ServeRequest(name="a" * 201))
     assert write_repository([web_bundle.bundle], tmp_path, ServeRequest(name="a" * 200)) == (f"{'a' * 200}/1",)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("Other_2", "other-2"), ("7b", "model-7b"), ("_", "model"), (f"{'a' * 49}.b", "a" * 49), ("x" * 99, "x" * 50)],
+)
+def test_a_name_for_kubernetes(name: str, expected: str) -> None:
+    assert writing.kubernetes_name(name) == expected
 
 
 FAKE_TRITON = """
@@ -304,6 +421,8 @@ class Answer:
 
 class InferenceServerClient:
     def __init__(self, server):
+        if "://" in server:
+            raise InferenceServerException("url should not include the scheme")
         self.server = server
     def infer(self, model, inputs, outputs):
         if self.server == "refused:1":
@@ -371,7 +490,11 @@ def test_the_client_says_what_is_wrong(ask: Callable[..., tuple[int, str, str]],
         code, out, err = ask("1", held, "--server", server)
         assert (code, out) == (1, "")
         assert re.fullmatch(rf"digits on {server} did not answer: .*{why}\n", err)
-    for words, said in ((("--top", "0"), "must be 1 or more"), (("--labels", "missing"), "missing")):
+    for words, said in (
+        (("--top", "0"), "must be 1 or more"),
+        (("--labels", "missing"), "missing"),
+        (("--server", "http://host:8000"), "--server http://host:8000: url should not include the scheme"),
+    ):
         code, _, err = ask("1", held, *words)
         assert code == 2
         assert said in err.splitlines()[-1]

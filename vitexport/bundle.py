@@ -451,9 +451,10 @@ def staging(out: Path, *, force: bool | None) -> Iterator[Path]:
     """
     check_output(out, force=force)
     folder: Path | None = None
-    made = _make_parents(out.absolute().parent)
+    made = make_parents(out.absolute().parent)
     try:
         folder = _temporary(out)
+        folder.chmod(0o755)
         yield folder
         check_output(out, force=force)
         _replace(folder, out)
@@ -472,14 +473,12 @@ def staging(out: Path, *, force: bool | None) -> Iterator[Path]:
 
 def _temporary(out: Path) -> Path:
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
-        folder.chmod(0o755)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
     except OSError as error:  # also what a file system that only looks like one says, such as /proc
         raise InputError(f"Output {out} cannot be written: {error.strerror or error}. Nothing was left behind.") from error
-    return folder
 
 
-def _make_parents(parent: Path) -> list[Path]:
+def make_parents(parent: Path) -> list[Path]:
     """Create what is missing above the output; returns what was created, innermost first."""
     missing = []
     while not parent.exists():
@@ -497,12 +496,17 @@ def _make_parents(parent: Path) -> list[Path]:
     return made
 
 
-def _replace(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`. An old bundle is moved aside first and comes back if the rename fails."""
+def sync(folder: Path) -> None:
+    """Have every file below `folder` on the disk, before a name says that it is whole."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Rename `folder` to `out`. An old bundle is moved aside first and comes back if the rename fails."""
+    sync(folder)
     if not out.exists():
         folder.rename(out)
         return

@@ -158,8 +158,8 @@ def _class_order(
                 "Give --labels FILE with the class names in the order of the logits."
             )
         return {name: index for index, name in enumerate(folders)}
-    for name in set(folders).difference(synsets or ()):
-        if labels.count(name) > 1:
+    for name in folders:
+        if labels.count(name) > 1 and name not in (synsets or ()):
             first, second = [index for index, label in enumerate(labels) if label == name][:2]
             raise InputError(
                 f"Class folder {name!r} in {root} could be class {first} or {second}, which have that one name. Give "

@@ -152,25 +152,25 @@ def open_picture(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 def _rgb(picture: Image.Image, name: str = "A Pillow image") -> Image.Image:
-    if (depth := _deep_grey(picture)) is not None:
-        raise InputError(
-            f"{name} has grey values of {depth}, and all above 255 would become white. Convert it to 8 bits first, scaled "
-            "as the model's training images were."
-        )
+    if (objection := _beyond_8_bits(picture)) is not None:
+        raise InputError(f"{name} {objection}. Convert it to 8 bits first, scaled as the model's training images were.")
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         # The same pixels; Pillow would warn that a palette with transparency is to go through RGBA.
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
 
 
-def _deep_grey(picture: Image.Image) -> str | None:
-    """What makes Pillow clip the grey values of a picture, where it would."""
+def _beyond_8_bits(picture: Image.Image) -> str | None:
+    """What Pillow would clip without a word, where it would."""
     if picture.mode == "F":
-        return "floating point"
-    if not picture.mode.startswith("I"):
-        return None
-    _, largest = cast("tuple[float, float]", picture.getextrema())
-    return "16 or more bits" if largest > _MOST_GREY else None
+        return "has grey values of floating point, for which there is no agreed range"
+    if picture.mode.startswith("I;16"):
+        return "has grey values of 16 bits, and all above 255 would become white"
+    if picture.mode == "I":
+        least, largest = cast("tuple[float, float]", picture.getextrema())
+        if least < 0 or largest > _MOST_GREY:
+            return f"has grey values from {least:.0f} to {largest:.0f}, and all beyond 0 to 255 would become black or white"
+    return None
 
 
 def to_pixels(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGES = ROOT / "scripts" / "npm" / "node_modules"
 STUBS = Path(__file__).parent / "stubs"
-# ONNX Runtime's own releases for several platforms, in an npm package for Unity.
+# Releases of ONNX Runtime for several platforms, packed by a third party for Unity (asus4/onnxruntime-unity).
 RELEASES = PACKAGES / "com.github.asus4.onnxruntime" / "Plugins"
 
 

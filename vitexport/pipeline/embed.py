@@ -43,7 +43,7 @@ class Embedded:
     Attributes:
         onnx: The file; None where it was refused.
         checks: What it was held against.
-        figures: JSON values for the report: errors, size, and milliseconds where this machine runs the graph.
+        figures: JSON values for the report: errors, size, and milliseconds: preprocessing's, and the model's where it runs here.
         notes: Sentences for the report.
     """
 

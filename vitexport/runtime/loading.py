@@ -79,7 +79,7 @@ def load(
 
 
 def _elsewhere(target: Target) -> str | None:
-    """What stands against taking this machine for `target`; None for a CPU."""
+    """What stands against taking this machine for `target`; None where it is no application."""
     return f"the bundle is for {target.name}, where it computes the same at another speed" if target.app else None
 
 

@@ -139,7 +139,7 @@ def class_names(model: nn.Module, request: ModelRequest) -> tuple[tuple[str, ...
         names = [own[str(index)] if isinstance(own, dict) else own[index] for index in range(min(count, len(own)))]
         descriptions = config.get("label_descriptions") or {}
         labels = tuple(str(descriptions.get(name, name)) for name in names)
-        return (labels, tuple(map(str, names))) if len(set(labels)) == count else (None, None)
+        return (labels, tuple(map(str, names))) if len(labels) == count else (None, None)
     subset = infer_imagenet_subset(model)
     if subset is None:
         return None, None

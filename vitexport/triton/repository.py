@@ -1,22 +1,25 @@
 """Models enter; a Triton repository with one more version of each leaves, or the repository as it was.
 
-A version's folder is added, under the next number; nothing that is there is overwritten. All is written beside the
-repository first, so that a server never sees half of it, and neither does whoever comes after a full disk or a kill.
+A version's folder is added, under the next number; nothing that is there is overwritten. Each model is prepared whole where
+a server looks for none, and appears by renaming. Triton takes every folder of a repository for a model, hidden ones too, and
+ignores what is no number in a model's own: a new model is prepared beside the repository, a new version within its model.
+Only where nothing can be renamed into the repository, as into a volume, is a new model's folder there before its version.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
+import stat
 import string
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vitexport.bundle import Bundle
+from vitexport.artifacts import data_file
+from vitexport.bundle import Bundle, make_parents, sync
 from vitexport.errors import InputError, UsageError, missing
 from vitexport.preprocess import PreprocessSpec
 from vitexport.triton.config import text_of
@@ -25,6 +28,7 @@ from vitexport.triton.models import PIXELS, WARM_UP, ServeRequest, TritonModel, 
 TEMPLATES = Path(__file__).parent / "templates"
 FIRST = "1"
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
+PARTIAL = ".partial"
 _LONGEST_PREFIX = 100
 # Of a name in Kubernetes, with room for what is put behind it.
 _LONGEST_LABEL = 50
@@ -40,14 +44,18 @@ def write_repository(bundles: Sequence[Bundle], repository: Path, request: Serve
     """
     name = name_of(bundles, request)
     models = models_of(bundles, name, request)
-    with _told(repository):
+    if repository.is_symlink() and not repository.exists():
+        raise InputError(f"Repository {repository} is a symbolic link to nothing; name a folder.")
+    if repository.exists() and not repository.is_dir():
+        raise InputError(f"Repository {repository} is not a folder; name one, which need not exist yet.")
+    with _told(repository), contextlib.ExitStack() as undo:
         for model in models:
             _check_place(repository / model.name, model, request)
-        with _workshop(repository) as workshop:
-            for model in models:
-                _write(workshop / model.name, model)
-            pages = _write_pages(workshop, models[-1], bundles[0])
-            return _move_in(workshop, repository, models, pages)
+        added = _add(repository.resolve(), models, request, undo)
+        for page, text in _pages(models[-1], bundles[0]).items():
+            _write_page(repository.resolve() / page, text, undo)
+        undo.pop_all()
+    return tuple(added)
 
 
 @contextlib.contextmanager
@@ -56,90 +64,154 @@ def _told(repository: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or str(error)
         raise InputError(
-            f"Repository {repository} cannot be written: {error.strerror or error}. It is as it was."
+            f"Repository {repository} cannot be written: {reason}. What was written is removed again."
         ) from error
 
 
-@contextlib.contextmanager
-def _workshop(repository: Path) -> Iterator[Path]:
-    """A temporary folder on the repository's disk; beside it where that can be, for a server reads what lies in it."""
-    existing = _existing(repository)
-    beside = existing.parent if existing == repository.resolve() else existing
-    same_disk = beside.stat().st_dev == existing.stat().st_dev and os.access(beside, os.W_OK | os.X_OK)
-    where = beside if same_disk else existing
-    workshop = Path(tempfile.mkdtemp(prefix=f".{repository.name[:_LONGEST_PREFIX]}.", suffix=".partial", dir=where))
-    try:
-        yield workshop
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists; without links."""
-    path = path.resolve()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _move_in(workshop: Path, repository: Path, models: Sequence[TritonModel], pages: Sequence[str]) -> tuple[str, ...]:
-    """Rename all that was prepared to where it belongs. An ensemble is of no use without one of its models: all or none."""
-    added = []
-    with contextlib.ExitStack() as undo:
-        for parent in reversed([repository.absolute(), *repository.absolute().parents]):
-            if not parent.exists():
-                parent.mkdir()
-                undo.callback(parent.rmdir)
+def _add(repository: Path, models: Sequence[TritonModel], request: ServeRequest, undo: contextlib.ExitStack) -> list[str]:
+    """All models or none: an ensemble is of no use without one of its parts."""
+    for parent in reversed(make_parents(repository)):
+        _later(undo, parent.rmdir)
+    with contextlib.ExitStack() as stagings:
+        prepared = [stagings.enter_context(_staging(repository, model.name, undo)) for model in models]
+        for model, staging in zip(models, prepared, strict=True):
+            _write(staging, model)
+            sync(staging)
+        # What came to be there meanwhile has to fit, too.
         for model in models:
-            prepared, folder = workshop / model.name, repository / model.name
-            version = folder / str(max(_versions(folder), default=0) + 1)
-            source, place = (prepared / FIRST, version) if folder.exists() else (prepared, folder)
-            source.rename(place)
-            undo.callback(shutil.rmtree, place, ignore_errors=True)
-            added.append(version.relative_to(repository).as_posix())
-        for name in pages:
-            if not (repository / name).exists():
-                (workshop / name).rename(repository / name)
-                undo.callback((repository / name).unlink, missing_ok=True)
-        undo.pop_all()
-    return tuple(added)
+            _check_place(repository / model.name, model, request)
+        return [_move_in(staging, repository / model.name, undo) for model, staging in zip(models, prepared, strict=True)]
+
+
+def _later(undo: contextlib.ExitStack, step: Callable[[], object]) -> None:
+    """Take something back, should it come to that; what cannot be taken back must not hide why."""
+
+    def tried() -> None:
+        with contextlib.suppress(OSError):
+            step()
+
+    undo.callback(tried)
+
+
+@contextlib.contextmanager
+def _staging(repository: Path, name: str, undo: contextlib.ExitStack) -> Iterator[Path]:
+    """A folder from which the model can be renamed to its place, and in which no server looks for one."""
+    place = repository / name
+    if not _exists(place) and _renames(repository.parent, repository):
+        place = repository.parent
+    elif not place.exists():
+        place.mkdir()
+        _later(undo, place.rmdir)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name[:_LONGEST_PREFIX]}.", suffix=PARTIAL, dir=place))
+    try:
+        # Nobody else may enter what mkdtemp makes, and it is not what is renamed.
+        staging = temporary / name
+        staging.mkdir()
+        yield staging
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exists(folder: Path) -> bool:
+    """Whether there is a model: what a kill left of one, folders to be renamed, is none."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; choose another --name.")
+    return folder.exists() and not all(path.name.endswith(PARTIAL) for path in folder.iterdir())
+
+
+def _renames(source: Path, repository: Path) -> bool:
+    """Whether what is made in `source` can be renamed into the repository and is then as if it had been made there."""
+    if repository.stat().st_mode & stat.S_ISGID:
+        # The group of what is made in it is the repository's own.
+        return False
+    try:
+        with tempfile.NamedTemporaryFile(dir=source, prefix=".", suffix=PARTIAL, delete=False) as file:
+            path = Path(file.name)
+    except OSError:  # a folder that is not ours
+        return False
+    moved = repository / path.name  # a file, which Triton ignores
+    try:
+        path.rename(moved)
+    except OSError:  # another disk, or the same one mounted twice
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+        moved.unlink(missing_ok=True)
+    return True
+
+
+def _move_in(staging: Path, folder: Path, undo: contextlib.ExitStack) -> str:
+    """Rename a new model, or its one version where there is such a model; returns the version's path in the repository."""
+    if not folder.exists():
+        staging.rename(folder)
+        _later(undo, lambda: shutil.rmtree(folder))
+        return f"{folder.name}/{FIRST}"
+    if not _exists(folder):
+        _later(undo, lambda: shutil.rmtree(folder))
+        for path in sorted(staging.iterdir()):
+            if path.name != FIRST:
+                path.rename(folder / path.name)
+    version = folder / str(max(_versions(folder), default=0) + 1)
+    (staging / FIRST).rename(version)
+    _later(undo, lambda: shutil.rmtree(version))
+    return f"{folder.name}/{version.name}"
 
 
 def _versions(folder: Path) -> list[int]:
-    names = (path.name for path in folder.iterdir()) if folder.exists() else ()
-    return [int(name) for name in names if name.isascii() and name.isdigit()]
+    return [int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
 
 
 def _check_place(folder: Path, model: TritonModel, request: ServeRequest) -> None:
-    """Refuse, before anything is written, a folder of another model, and options for what is the operator's by now."""
-    if not folder.exists():
+    """Refuse a folder of another model, and options for what is the operator's by now."""
+    if not _exists(folder):
         return
-    config = folder / CONFIG
-    try:
-        kept = config.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} exists and has no config.pbtxt that can be read ({error}); choose another --name."
-        ) from None
+    config, labels = folder / CONFIG, folder / LABELS
+    kept = _read(config)
     if _interface(kept) != _interface(_config_text(model)):
         raise InputError(
             f"{config} describes a model with other inputs, outputs or batches than this bundle's, and a new version must "
             "have the same; choose another --name."
         )
-    labels = folder / LABELS
-    if model.labels is not None and (not labels.exists() or labels.read_text(encoding="utf-8") != _labels(model.labels)):
+    if model.labels is not None and _read(labels) != _labels(model.labels):
         raise InputError(
             f"{labels} holds other names than this bundle's, and one file serves all versions; choose another --name."
         )
-    asked = {"count": request.instances, "max_queue_delay_microseconds": request.queue_delay_us}
-    for option, field in (("--instances", "count"), ("--queue-delay", "max_queue_delay_microseconds")):
-        there = re.findall(rf"\b{field}: *(\d+)", re.sub(r"(?s)model_warmup \{.*?\n\}", "", kept))
-        if asked[field] is not None and there and str(asked[field]) not in there:
+    for option, asked, block, field in (
+        ("--instances", request.instances, "instance_group", "count"),
+        ("--queue-delay", request.queue_delay_us, "dynamic_batching", "max_queue_delay_microseconds"),
+    ):
+        there = re.findall(rf"\b{field}\s*:\s*(\d+)", _block(kept, block))
+        if asked is not None and block in model.config and there != [str(asked)]:
+            says = f"{field}: {', '.join(there)}" if there else f"no {field} in {block}"
             raise UsageError(
-                f"{config} exists and is yours to tune: it says {field}: {there[0]}, and {option} says {asked[field]}. Edit "
-                f"it there, or leave {option} out."
+                f"{config} exists and is yours to tune: it has {says}, and {option} says {asked}. Edit it there, or leave "
+                f"{option} out."
             )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path.parent} exists and has no {path.name} that can be read ({error}); choose another --name."
+        ) from None
+
+
+def _block(text: str, name: str) -> str:
+    """All that stands in the brackets behind `name`, in whichever way protobuf's text form lets it be written."""
+    text = re.sub(r"#.*", "", text)
+    found = ""
+    for match in re.finditer(rf"^\s*{name}\s*:?\s*(?=[\[{{])", text, re.MULTILINE):
+        depth = 0
+        for at in range(match.end(), len(text)):
+            depth += (text[at] in "[{") - (text[at] in "]}")
+            if depth == 0:
+                found += text[match.end() : at]
+                break
+    return found
 
 
 def _config_text(model: TritonModel) -> str:
@@ -159,15 +231,17 @@ def _labels(labels: Sequence[str]) -> str:
 def _write(folder: Path, model: TritonModel) -> None:
     """The whole model: its configuration, and one version."""
     version = folder / FIRST
-    version.mkdir(parents=True)
+    version.mkdir()
     for name, content in model.files.items():
         if isinstance(content, PreprocessSpec):
             _write_preprocess(content, version / name)
-        else:
-            shutil.copyfile(content, version / name)
-            if (data := content.with_name(f"{content.name}.data")).exists():
-                # The graph names it.
-                shutil.copyfile(data, version / data.name)
+            continue
+        if not content.is_file():
+            raise InputError(f"{content} has gone since the bundle was verified; copy or build it again.")
+        shutil.copyfile(content, version / name)
+        if (data := data_file(content)).exists():
+            # The graph names it.
+            shutil.copyfile(data, version / data.name)
     if not model.files:
         (version / ".keep").touch()  # a bucket has no empty folders, and Triton wants the version of an ensemble too
     (folder / CONFIG).write_text(_config_text(model), encoding="utf-8")
@@ -195,15 +269,23 @@ class _Template(string.Template):
     delimiter = "@@"
 
 
-def _write_pages(workshop: Path, model: TritonModel, bundle: Bundle) -> list[str]:
-    """A client and a page on serving for `model`; returns their names."""
-    words, names = _words(model, bundle), []
+def _pages(model: TritonModel, bundle: Bundle) -> dict[str, str]:
+    """A client and a page on serving for `model`, by name."""
+    words, pages = _words(model, bundle), {}
     for template in sorted(TEMPLATES.iterdir()):
         stem, dot, suffix = template.name.removesuffix(".template").partition(".")
-        names.append(f"{stem}-{model.name}{dot}{suffix}")
-        text = _Template(template.read_text(encoding="utf-8")).substitute(words)
-        (workshop / names[-1]).write_text(text, encoding="utf-8")
-    return names
+        pages[f"{stem}-{model.name}{dot}{suffix}"] = _Template(template.read_text(encoding="utf-8")).substitute(words)
+    return pages
+
+
+def _write_page(path: Path, text: str, undo: contextlib.ExitStack) -> None:
+    if path.exists():
+        return
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    _later(undo, partial.unlink)
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+    _later(undo, path.unlink)
 
 
 def _words(model: TritonModel, bundle: Bundle) -> dict[str, str]:
@@ -219,5 +301,11 @@ def _words(model: TritonModel, bundle: Bundle) -> dict[str, str]:
         "classes": json.dumps(classes),
         "copies": str(1 if joins(batch) else batch.minimum),
         "shape": f"{leading}480,640,3",
-        "kube": re.sub(r"[^a-z0-9]+", "-", model.name.lower()).strip("-")[:_LONGEST_LABEL] or "model",
+        "kube": kubernetes_name(model.name),
     }
+
+
+def kubernetes_name(name: str) -> str:
+    """A name that Kubernetes takes for a service (RFC 1035): small letters first, then digits and hyphens, too."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower())[:_LONGEST_LABEL].strip("-")
+    return label if label[:1].isalpha() else f"model-{label}".rstrip("-")

@@ -6,14 +6,17 @@ const canvas = element("picture");
 const video = element("camera");
 // Some browsers draw no larger canvas; a larger picture is made smaller first.
 const MOST_PIXELS = 4096 * 4096;
+const LONGEST_SIDE = 32767;
 // Only the answer to the last picture is shown.
 let asked = 0;
+let ready = false;
 let opened = 0;
 
 worker.addEventListener("message", ({ data }) => {
   if (data.kind === "progress") {
     if (data.total) element("progress").value = data.received / data.total;
   } else if (data.kind === "ready") {
+    ready = true;
     element("progress").hidden = true;
     const size = data.metadata.preprocess;
     const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
@@ -23,7 +26,8 @@ worker.addEventListener("message", ({ data }) => {
     if (!data.id || data.id === asked) complain(data.message);
   } else if (data.id === asked) show(data);
 });
-worker.addEventListener("error", () => {
+worker.addEventListener("error", ({ message }) => {
+  if (ready) return complain(message || "The model failed.");
   unloaded();
   complain("The page's worker could not start; run npm install, and serve the folder.");
 });
@@ -69,7 +73,8 @@ function show({ top, milliseconds }) {
 function classify(source, naturalWidth, naturalHeight, name) {
   if (!naturalWidth || !naturalHeight) return complain(`${name} has no pixels.`);
   complain("");
-  const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (naturalWidth * naturalHeight)));
+  const longest = Math.max(naturalWidth, naturalHeight);
+  const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (naturalWidth * naturalHeight)), LONGEST_SIDE / longest);
   const [width, height] = [naturalWidth, naturalHeight].map((side) => Math.max(1, Math.floor(side * scale)));
   canvas.width = width;
   canvas.height = height;
@@ -113,8 +118,9 @@ async function open(file) {
     const { source, width, height } = await decode(file);
     if (ticket === opened) classify(source, width, height, file.name || "pasted picture");
     source.close?.();
-  } catch {
-    if (ticket === opened) complain(`${file.name || "This"} is not a picture that this browser can read.`);
+  } catch (error) {
+    const why = error instanceof DOMException ? "not a picture that this browser can read" : `too much for it: ${error.message}`;
+    if (ticket === opened) complain(`${file.name || "This"} is ${why}.`);
   }
 }
 
@@ -152,12 +158,12 @@ function stopCamera() {
   element("shoot").hidden = true;
   element("camera-button").setAttribute("aria-pressed", "false");
   element("camera-button").textContent = "Use the camera";
+  element("empty").hidden = !canvas.hidden;
 }
 
 element("camera-button").addEventListener("click", async () => {
   if (video.srcObject) {
     stopCamera();
-    element("empty").hidden = !canvas.hidden;
     return;
   }
   const button = element("camera-button");

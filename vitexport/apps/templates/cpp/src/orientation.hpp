@@ -11,6 +11,7 @@ inline int exif_orientation(const std::vector<std::uint8_t>& file) {
   const auto big = [&](std::size_t at) { return byte(at) << 8 | byte(at + 1); };
   if (big(0) != 0xFFD8) return 1;
   for (std::size_t at = 2; at + 4 < file.size() && byte(at) == 0xFF && byte(at + 1) != 0xDA; at += 2 + big(at + 2)) {
+    while (byte(at + 1) == 0xFF) ++at;  // as many bytes may fill the space before a marker
     const std::size_t tiff = at + 10;
     // "Exif", two zeros, and then the byte order: "II" for little endian, "MM" for big endian.
     if (byte(at + 1) != 0xE1 || big(at + 4) != 0x4578 || big(at + 6) != 0x6966) continue;

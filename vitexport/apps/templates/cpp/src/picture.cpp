@@ -37,14 +37,21 @@ Picture upright(Picture picture, int orientation) {
   return turned;
 }
 
+std::vector<std::uint8_t> read_file(const std::string& path) {
+  try {
+    std::ifstream stream(path, std::ios::binary);
+    std::vector<std::uint8_t> file{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+    if (stream && !file.empty()) return file;
+  } catch (const std::ios_base::failure&) {
+    // A folder can be opened, and not be read.
+  }
+  throw std::runtime_error(path + ": cannot be read");
+}
+
 }  // namespace
 
 Picture read_picture(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  const std::vector<std::uint8_t> file{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (!stream || file.empty()) {
-    throw std::runtime_error(path + ": cannot be read");
-  }
+  const std::vector<std::uint8_t> file = read_file(path);
   if (file.size() > static_cast<std::size_t>(std::numeric_limits<int>::max())) {
     throw std::runtime_error(path + ": is too large");
   }

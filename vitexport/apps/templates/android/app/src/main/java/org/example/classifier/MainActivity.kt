@@ -94,7 +94,7 @@ class MainActivity : Activity() {
             } catch (error: Exception) {
                 runOnUiThread { say(getString(R.string.failed, error.message ?: error.javaClass.simpleName)) }
             } catch (_: OutOfMemoryError) {
-                runOnUiThread { say(getString(R.string.too_large)) }
+                runOnUiThread { say(getString(if (classifier == null) R.string.no_memory else R.string.too_large)) }
             }
         }
     }
