@@ -43,7 +43,7 @@ class Embedded:
     Attributes:
         onnx: The file; None where it was refused.
         checks: What it was held against.
-        figures: JSON values for the report: errors, size, and milliseconds: preprocessing's, and the model's where it runs here.
+        figures: JSON values for the report: errors, size, and times of the preprocessing, and of the model where it runs.
         notes: Sentences for the report.
     """
 
