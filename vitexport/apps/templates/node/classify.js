@@ -29,7 +29,7 @@ if (json) {
     console.log(`${file}  (${milliseconds.toFixed(1)} ms)`);
     for (const { label, probability } of top) {
       const bar = "█".repeat(Math.round(probability * 30));
-      console.log(`  ${(probability * 100).toFixed(2).padStart(6)} %  ${label}  ${bar}`);
+      console.log(`  ${(probability * 100).toFixed(2).padStart(6)} %  ${label}  ${bar}`.trimEnd());
     }
   }
 }
