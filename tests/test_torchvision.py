@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torchvision.models import VisionTransformer, ViT_B_16_Weights
 
 from vitexport.errors import InputError, ToolchainError
-from vitexport.source import ModelRequest, check_available, load, torchvision_models
-from vitexport.source.checkpoint import load_checkpoint
-from vitexport.source.torchvision_models import RENAMED, _data_config, _translated, class_names, timm_name
+from vitexport.source import ModelRequest, check_available, load, names, torchvision_models
+from vitexport.source.names import TORCHVISION, torchvision_name
+from vitexport.source.torchvision_models import _data_config, _translated, class_names
 
+# What the tensors do not tell of the small one.
+HEADS = {"embed_dim": 32, "num_heads": 2}
 B_16 = "torchvision:vit_b_16"
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -55,17 +57,17 @@ def test_the_translation_computes_the_same(theirs: Any) -> None:
 
 
 def test_every_parameter_has_one_name_in_timm(theirs: Any) -> None:
-    names = [timm_name(name) for name in theirs.state_dict()]
+    renamed = [torchvision_name(name) for name in theirs.state_dict()]
     ours = _translated(theirs, {}).state_dict()
-    assert sorted(names) == sorted(ours)
-    assert len(set(names)) == len(names) == 4 + 2 * 12 + 4
+    assert sorted(renamed) == sorted(ours)
+    assert len(set(renamed)) == len(renamed) == 4 + 2 * 12 + 4
     for name, tensor in theirs.state_dict().items():
-        assert torch.equal(ours[timm_name(name)], tensor)
+        assert torch.equal(ours[torchvision_name(name)], tensor)
 
 
 def test_names_that_are_already_timms_stay(theirs: Any) -> None:
-    names = list(_translated(theirs, {}).state_dict())
-    assert [timm_name(name) for name in names] == names
+    own = list(_translated(theirs, {}).state_dict())
+    assert [torchvision_name(name) for name in own] == own
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -73,16 +75,22 @@ def test_the_oldest_names_of_the_mlp_are_known_too(index: int) -> None:
     # Weights of torchvision 0.12 call its two layers linear_1 and linear_2.
     block = f"encoder.layers.encoder_layer_{index}"
     assert (
-        timm_name(f"{block}.mlp.linear_1.weight") == timm_name(f"{block}.mlp.0.weight") == f"blocks.{index}.mlp.fc1.weight"
+        torchvision_name(f"{block}.mlp.linear_1.weight")
+        == torchvision_name(f"{block}.mlp.0.weight")
+        == f"blocks.{index}.mlp.fc1.weight"
     )
-    assert timm_name(f"{block}.mlp.linear_2.bias") == timm_name(f"{block}.mlp.3.bias") == f"blocks.{index}.mlp.fc2.bias"
+    assert (
+        torchvision_name(f"{block}.mlp.linear_2.bias")
+        == torchvision_name(f"{block}.mlp.3.bias")
+        == f"blocks.{index}.mlp.fc2.bias"
+    )
 
 
 def test_a_translation_that_computes_something_else_is_refused(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # The shapes of the two norms are alike, so that only their numbers tell.
-    crossed = [entry for entry in RENAMED if "ln_" not in entry[0]]
+    crossed = [entry for entry in TORCHVISION if "ln_" not in entry[0]]
     crossed += [(r"\.ln_1\.", ".norm2."), (r"\.ln_2\.", ".norm1.")]
-    monkeypatch.setattr(torchvision_models, "RENAMED", crossed)
+    monkeypatch.setattr(names, "TORCHVISION", crossed)
     with pytest.raises(ToolchainError, match=r"computes something else than torchvision .* defect of vitexport"):
         _translated(theirs, {})
 
@@ -115,23 +123,19 @@ def test_other_model_keywords_are_refused(theirs: Any) -> None:
 def test_checkpoints_of_either_naming_are_taken(theirs: Any, tmp_path: Path, *, in_timm: bool) -> None:
     state = (_translated(theirs, {}) if in_timm else theirs).state_dict()
     save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "w.safetensors")
-    torch.manual_seed(9)
-    model = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, num_classes=7
-    ).eval()
-    load_checkpoint(model, tmp_path / "w.safetensors", resized=False, rename=timm_name)
-    torch.testing.assert_close(output(model), output(theirs), atol=1e-5, rtol=1e-5)
+    request = ModelRequest(name="vit_tiny_patch16_224", checkpoint=tmp_path / "w.safetensors", kwargs=HEADS)
+    exposed, _ = load(request)
+    torch.testing.assert_close(output(exposed)[0], output(theirs), atol=1e-5, rtol=1e-5)
 
 
 def test_a_checkpoint_of_another_image_size_is_resampled(theirs: Any, tmp_path: Path) -> None:
     save_file({name: tensor.clone() for name, tensor in theirs.state_dict().items()}, tmp_path / "w.safetensors")
     wanted = _translated(theirs, {"img_size": 48})
-    model = timm.models.VisionTransformer(
-        img_size=48, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, num_classes=7
-    ).eval()
-    load_checkpoint(model, tmp_path / "w.safetensors", resized=True, rename=timm_name)
+    request = ModelRequest(name="vit_tiny_patch16_224", checkpoint=tmp_path / "w.safetensors", kwargs=HEADS, img_size=48)
+    exposed, source = load(request)
     images = torch.nn.functional.interpolate(IMAGES, 48)
-    torch.testing.assert_close(output(model, images), output(wanted, images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output(exposed, images)[0], output(wanted, images), atol=1e-5, rtol=1e-5)
+    assert any("position embedding 4×4 → 6×6" in note for note in source.notes)
 
 
 def test_an_untrained_model_of_another_size_is_loaded_whole() -> None:

@@ -159,6 +159,8 @@ class ModelSource:
         labels: Class names in the order of the logits, or None where they are not known.
         synsets: Class folder names that stand for the labels (ImageNet's ``n01440764``), in the same order, or None.
         products: Its matrix products and convolutions, in the order in which they are computed.
+        loading: What was done to load a checkpoint, in a line; None without one.
+        notes: What the user should know of how file and options were brought together.
     """
 
     name: str
@@ -176,11 +178,13 @@ class ModelSource:
     labels: tuple[str, ...] | None = None
     synsets: tuple[str, ...] | None = None
     products: tuple[Product, ...] = ()
+    loading: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest; preprocessing and labels have places of their own there, products none."""
         data = dataclasses.asdict(self)
-        for key in ("preprocess", "labels", "synsets", "outputs", "products"):
+        for key in ("preprocess", "labels", "synsets", "outputs", "products", "notes"):
             del data[key]
         return data
 

@@ -76,7 +76,7 @@ def build_options(function: F) -> F:
 
 
 _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.argument("model"),
+    click.argument("model", required=False),
     click.option(
         "--target",
         required=True,
@@ -91,7 +91,14 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--checkpoint",
         type=PATH,
         metavar="FILE",
-        help="Local weights: .safetensors, or .pth/.pt that hold tensors only.",
+        help="Your weights: any file of torch.save or safetensors that holds tensors, or a folder with config.json. MODEL "
+        "may be left out where the file says which model it is of.",
+    ),
+    click.option("--checkpoint-key", metavar="KEY", help="Entry of the file that holds the weights (default: found)."),
+    click.option(
+        "--ema/--no-ema",
+        default=None,
+        help="Take the averaged weights of the checkpoint, or the others (default: the others where both are there).",
     ),
     click.option("--pretrained/--no-pretrained", default=None, help="timm's own weights (default unless --checkpoint)."),
     click.option(
@@ -120,6 +127,12 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--mean", type=Numbers(), help="Mean of each channel, for values of 0 to 1 (default: the model's own)."),
     click.option("--std", type=Numbers(), help="Standard deviation of each channel (default: the model's own)."),
     click.option("--crop-pct", type=float, metavar="SHARE", help="Share of the resized image that is kept."),
+    click.option(
+        "--crop-mode",
+        type=click.Choice(["center", "squash", "border"]),
+        help="center: keep the aspect ratio and crop; squash: resize each side on its own; border: fit and pad with the "
+        "mean (default: the model's own).",
+    ),
     click.option(
         "--interpolation",
         metavar="NAME",

@@ -29,6 +29,8 @@ def build_request(arguments: dict[str, Any]) -> Any:
     model = ModelRequest(
         name=arguments["model"],
         checkpoint=arguments["checkpoint"],
+        checkpoint_key=arguments["checkpoint_key"],
+        ema=arguments["ema"],
         pretrained=arguments["checkpoint"] is None if pretrained is None else pretrained,
         kwargs=dict(arguments["model_kwargs"]),
         num_classes=arguments["num_classes"],
@@ -40,6 +42,7 @@ def build_request(arguments: dict[str, Any]) -> Any:
         std=arguments["std"],
         crop_pct=arguments["crop_pct"],
         interpolation=arguments["interpolation"],
+        crop_mode=arguments["crop_mode"],
         seed=arguments["seed"],
     )
     return BuildRequest(

@@ -71,6 +71,8 @@ def _build(work: Work) -> Report:
     prediction = _predict(work, candidates)
     chosen, notes = _choose(work, candidates, timing, prediction)
     notes += [*left_out, *chosen.notes]
+    if (loading := work.prepared.source.loading) is not None:
+        notes.insert(0, f"Weights from {loading}.")
     checks += chosen.numerics.checks
     checks += _refused_int8(candidates, chosen)
     checks += _speed_checks(work, chosen, timing)

@@ -146,7 +146,7 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
         precisions = _candidates(request, resolved)
         if resolved.runtime == "tensorrt-rtx" and not is_installed("tensorrt-rtx"):
             problems.errors.append(missing_library("tensorrt-rtx", f"Compiling the engine for {resolved.name}"))
-        out = request.out or Path(default_name(request.model.name, resolved))
+        out = request.out or Path(default_name(_called(request), resolved))
         problems.attempt(lambda: bundles.check_output(out, force=request.force))
     else:
         out = request.out or Path()
@@ -171,6 +171,14 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
         message = "The budget must be a drop of 0 or more points, an agreement of 0 to 100 % and a cosine of 0 to 1."
         problems.errors.append(UsageError(message))
     return target, precisions, out if target is not None else None
+
+
+def _called(request: BuildRequest) -> str:
+    """The model's name, or the name of the file that says which model it is of."""
+    model = request.model
+    if model.name is not None:
+        return model.name
+    return model.checkpoint.name.partition(".")[0] if model.checkpoint is not None else "model"
 
 
 def default_name(model: str, target: Target) -> str:
@@ -226,9 +234,10 @@ def _target_findings(
         if source
         else None
     )
+    kept: dict[str, Finding] = {}
     if source is not None:
         problems.attempt(lambda: _check_this_machine(source, request))
-    kept: dict[str, Finding] = {}
+        kept |= {note: Finding(level="warning", message=note) for note in source.notes}
     for precision in precisions:
         for finding in findings(target, precision=precision, batch_max=request.batch.maximum, model=facts):
             if finding.level == "error":
@@ -368,6 +377,8 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
             f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
             f"{spec.height} x {spec.width} pixels), weights {weights}"
         )
+        if source.loading is not None:
+            steps[-1] += f": {source.loading}"
     steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
     if "int8" in precisions and calibration is not None:
         steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")

@@ -1,113 +1,285 @@
-"""A checkpoint's path enters; its tensors, loaded with weights_only and held against the model, are in the model."""
+"""Make the model that a file of weights is for, and put the weights into it.
+
+Input: a `ModelRequest` with a checkpoint, or with a folder as its name. Output: a `Checkpoint`: the request, completed by
+what the file says and by what its tensors show. Where the user and the file contradict each other, an error names both; of
+preprocessing the user's word counts, and a note names both.
+"""
 
 from __future__ import annotations
 
-import pickle
-import sys
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from timm.models import load_state_dict
+import timm
 from torch import nn
 
 from vitexport.errors import InputError
-from vitexport.quiet import quiet
+from vitexport.source.fit import Group, choose_group, explain, fit
+from vitexport.source.identify import identify
+from vitexport.source.names import from_torchvision, from_transformers
+from vitexport.source.recorded import Recorded, read_record
+from vitexport.source.request import ModelRequest, create_kwargs
+from vitexport.source.shapes import PLAIN, read_shapes
+from vitexport.source.weights_file import WeightsFile, read_config, read_weights
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt")
+LOCAL = "local-dir:"
+# Model keywords that an option of its own stands for.
+OPTIONS = {"num_classes": "--num-classes", "img_size": "--img-size"}
+PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+# What is read off the tensors; of everything else the file's arguments are all that is known.
+SHAPED = frozenset(
+    {
+        *("num_classes", "in_chans", "img_size", "embed_dim", "patch_size", "depth", "mlp_ratio", "qkv_bias", "init_values"),
+        *("class_token", "reg_tokens", "depths", "num_heads", "window_size"),
+    }
+)
+SAME_RATIO = 1e-3
 
 
-def load_checkpoint(model: nn.Module, path: Path, *, resized: bool, rename: Callable[[str], str]) -> None:
-    """Put the weights in `path` into `model`.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A file of weights, and the model that it is for.
 
-    Args:
-        model: Of the shape that the weights are for.
-        path: A safetensors file, or a pickle that holds tensors only.
-        resized: Whether the model was made with another image size than the weights may be of; position embeddings are then
-            resampled, once, as timm does it.
-        rename: From the name of a parameter in the file to the model's.
+    Attributes:
+        request: The user's, with what was recorded where the user said nothing.
+        file: What was read; None where only a folder's configuration counts and the weights are elsewhere.
+        record: What the file says of the model.
+        notes: What the user should know of how both were brought together.
+    """
+
+    request: ModelRequest
+    file: WeightsFile
+    record: Recorded
+    notes: tuple[str, ...] = ()
+
+
+def open_checkpoint(request: ModelRequest) -> Checkpoint | None:
+    """Read the file that `request` names, and complete the request by what it records; None without a file.
 
     Raises:
-        InputError: No such file, not readable, more than tensors, or of another model.
+        InputError: It cannot be read, names no model where the user names none either, or contradicts what was typed.
     """
-    if not path.is_file():
-        raise InputError(f"Checkpoint {path} does not exist or is not a file.")
-    if path.suffix not in CHECKPOINT_SUFFIXES:
-        raise InputError(f"Checkpoint {path} ends in {path.suffix!r}; expected one of {', '.join(CHECKPOINT_SUFFIXES)}.")
-    try:
-        with quiet("timm", "huggingface_hub"):
-            state = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except (
-        *(SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
-        pickle.UnpicklingError,
-    ) as error:
-        # timm wraps what PyTorch's restricted unpickler raises.
-        if not isinstance(error.__cause__ or error, pickle.UnpicklingError):
+    folder = Path(request.name.removeprefix(LOCAL)) if request.name and request.name.startswith(LOCAL) else None
+    if request.checkpoint is None and (folder is None or not request.pretrained):
+        return None if folder is None else _of_folder(request, folder)
+    path = request.checkpoint or folder
+    if path is None:
+        return None
+    file = read_weights(path)
+    record = read_record(read_config(folder) if folder is not None and request.checkpoint is not None else file)
+    if request.name is None and record.name is None:
+        name, kwargs = identify(file, key=request.checkpoint_key, ema=request.ema)
+        record = dataclasses.replace(record, name=name, where="its tensors", kwargs={**kwargs, **record.kwargs})
+    return _completed(request, file, record)
+
+
+def _of_folder(request: ModelRequest, folder: Path) -> Checkpoint:
+    """A folder's architecture without its weights."""
+    file = read_config(folder)
+    return _completed(request, file, read_record(file))
+
+
+def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Checkpoint:
+    """`request` with the file's word where the user has none."""
+    name = request.name
+    if name is None or name.startswith(LOCAL):
+        name = record.name
+    elif record.name is not None:
+        _check_name(name, record, file)
+    if name is None:
+        raise InputError(f"{file.path} has no config.json that names an architecture of timm; give MODEL, a timm name.")
+    typed = create_kwargs(request)
+    for key, value in record.kwargs.items():
+        if key in typed and key not in SHAPED and typed[key] != value:
             raise InputError(
-                f"Checkpoint {path} is damaged, or is no file of weights that timm reads "
-                f"({type(error).__name__}: {first_sentence(error)})."
-            ) from None
+                f"{record.where.partition('.')[0]} in {file.path} has {key} {value!r}, and --model-kwarg {key}={typed[key]} "
+                "says otherwise; leave it out, or correct it."
+            )
+    kwargs = {key: value for key, value in record.kwargs.items() if key not in typed}
+    completed = dataclasses.replace(request, name=name, kwargs={**kwargs, **request.kwargs})
+    if record.size is not None and "img_size" not in create_kwargs(completed) and _family(name) not in PLAIN:
+        completed = dataclasses.replace(completed, img_size=record.size)
+    return _preprocessed(request, Checkpoint(request=completed, file=file, record=record))
+
+
+def _preprocessed(typed: ModelRequest, checkpoint: Checkpoint) -> Checkpoint:
+    """With the preprocessing of the file, or a note for each contradiction."""
+    changes, notes = {}, []
+    for key in PREPROCESSING:
+        own, said = getattr(typed, key), getattr(checkpoint.record, key)
+        if said is None:
+            continue
+        if own is None:
+            changes[key] = said
+        elif not _equal(own, said):
+            option = f"--{key.replace('_', '-')}"
+            notes.append(
+                f"{option} {_shown(own)} is used, and {checkpoint.file.file.name} was trained with {_shown(said)}; leave "
+                "the option out to use that."
+            )
+    request = dataclasses.replace(checkpoint.request, **changes)
+    return dataclasses.replace(checkpoint, request=request, notes=tuple(notes))
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, str):
+        return bool(first == second)
+    one, other = (tuple(value) if isinstance(value, (tuple, list)) else (value,) for value in (first, second))
+    length = max(len(one), len(other))
+    one, other = (values * length if len(values) == 1 else values for values in (one, other))
+    return len(one) == len(other) and all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _family(name: str) -> str:
+    """Module of timm that defines the architecture of `name`, or torchvision's counterpart."""
+    architecture = name.partition(".")[0]
+    known = timm.is_model(architecture)
+    return timm.model_entrypoint(architecture).__module__.rpartition(".")[2] if known else "vision_transformer"
+
+
+def _check_name(name: str, record: Recorded, file: WeightsFile) -> None:
+    """The user's architecture against the recorded one; tags of pretrained weights do not count.
+
+    Raises:
+        InputError: They are different networks.
+    """
+    own, said = name.partition(".")[0], str(record.name).partition(".")[0]
+    if record.transformers or own == said or name.startswith(("torchvision:", "hf-hub:", "hf_hub:")):
+        return
+    raise InputError(
+        f"{file.path} is of {said} ({record.where}), and MODEL is {own}. Leave MODEL out to take the file's word, or give "
+        "the file that belongs to it."
+    )
+
+
+# ---- into the model
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, typed: ModelRequest, create: Callable[[ModelRequest], nn.Module]
+) -> tuple[nn.Module, Checkpoint, str]:
+    """Make the model in the shape of its weights and load them.
+
+    Args:
+        checkpoint: Completed by what the file records.
+        typed: What the user asked for.
+        create: Makes the untrained model of a request.
+
+    Returns:
+        The model; the checkpoint, whose request is completed by what the tensors show; and what was done, in a line.
+
+    Raises:
+        InputError: The weights do not fit, or contradict what was typed.
+    """
+    file, request = checkpoint.file, checkpoint.request
+    model = create(request)
+    group, said = choose_group(file, model, key=request.checkpoint_key, ema=request.ema)
+    changes, settled = _settle(checkpoint, typed, model, group)
+    if changes:
+        kwargs = {key: value for key, value in request.kwargs.items() if key not in changes}
+        request = dataclasses.replace(request, kwargs={**kwargs, **changes}, **_cleared(request, changes))
+        model = create(request)
+    if checkpoint.record.layer_norm_eps is not None:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = checkpoint.record.layer_norm_eps
+    fitted = fit(group, model, str(request.name).partition(".")[0])
+    if fitted.problems:
+        raise explain(fitted, file, file.path)
+    model.load_state_dict(fitted.tensors)
+    parts = [said, *_parts(checkpoint, group), *settled, *fitted.done]
+    resampled = tuple(
+        f"{done}: the weights are of another image size than the model was asked for." for done in fitted.done if "→" in done
+    )
+    done = dataclasses.replace(checkpoint, request=request, notes=(*checkpoint.notes, *resampled))
+    return model, done, f"{file.file.name}: {', '.join(parts)}"
+
+
+def _cleared(request: ModelRequest, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that stand for a keyword which the tensors decide."""
+    return {key: None for key in OPTIONS if key in changes and getattr(request, key) is not None}
+
+
+def _parts(checkpoint: Checkpoint, group: Group) -> Iterator[str]:
+    if checkpoint.record.where and checkpoint.record.name:
+        yield f"{checkpoint.request.name} by {checkpoint.record.where}"
+    if group.prefix:
+        yield f'prefix "{group.prefix}"'
+    if checkpoint.record.epoch is not None:
+        yield f"epoch {checkpoint.record.epoch}"
+    if rooms := sorted({name.split(".")[0] for name in group.outside}):
+        more = f" and {len(rooms) - 3} more" if len(rooms) > 3 else ""
+        yield f"outside the prefix: {', '.join(rooms[:3])}{more}"
+
+
+def _settle(checkpoint: Checkpoint, typed: ModelRequest, model: nn.Module, group: Group) -> tuple[dict[str, Any], list[str]]:
+    """What of the model's shape the tensors decide: keyword arguments, and a few words on each.
+
+    Raises:
+        InputError: The user typed something else.
+    """
+    name = str(checkpoint.request.name)
+    family = _family(name)
+    inside = group.inside
+    convert = from_transformers if checkpoint.record.transformers else from_torchvision
+    seen = read_shapes(convert(inside) if family == "vision_transformer" else inside, model, family)
+    head = read_shapes(group.outside, model, "") if "num_classes" not in seen else {}
+    seen |= {key: value for key, value in head.items() if key == "num_classes"}
+    own = read_shapes(dict(model.state_dict()), model, family)
+    asked = create_kwargs(typed)
+    changes: dict[str, Any] = {}
+    for key, value in seen.items():
+        if _same(own.get(key), value) or not _decides(key, value, own):
+            continue
+        if key in asked:
+            if key != "img_size":
+                raise _contradiction(checkpoint, key, value, asked[key])
+            continue
+        if key in checkpoint.record.kwargs:
+            raise InputError(
+                f"{checkpoint.file.path} contradicts itself: {checkpoint.record.where} says {key} "
+                f"{_said(checkpoint.record.kwargs[key])}, and its tensors have {key} {_said(value)}."
+            )
+        if key == "num_classes" and typed.head is not None and not asked.get("num_classes", 1):
+            continue
+        changes[key] = value
+    if name.startswith("torchvision:"):
+        changes = {key: value for key, value in changes.items() if key in OPTIONS}
+    if "embed_dim" in changes and "num_heads" not in {**checkpoint.request.kwargs, **changes}:
         raise InputError(
-            f"Checkpoint {path} holds more than tensors, or is damaged, and loading it could run code; it was not loaded. "
-            "Save the model's state_dict (torch.save(model.state_dict(), …) or safetensors.torch.save_file) and give that. "
-            f"PyTorch says: {first_sentence(error.__cause__ or error)}"
-        ) from None
-    tensors = {rename(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    own = model.state_dict()
-    if resized and any(name in own and own[name].shape != value.shape for name, value in tensors.items()):
-        tensors = _resampled(model, tensors)
-    _fit(model, tensors, path)
-
-
-def _resampled(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights trained at another image size, with the position embeddings that timm's own loader resamples."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
-        return tensors
-    with quiet("timm"):
-        result: dict[str, torch.Tensor] = convert(tensors, model)
-    return result
-
-
-def first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.partition(". ")[0][:300]
-
-
-def _fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load `tensors` if names and shapes are the model's own; say where they are not."""
-    own = model.state_dict()
-    problems = [
-        *(f"{name} is missing" for name in own if name not in tensors),
-        *(f"{name} is not in the model" for name in tensors if name not in own),
-        *(
-            f"{name} is {list(tensors[name].shape)} in the file and {list(own[name].shape)} in the model"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
-        ),
-        *(
-            f"{name} is {_kind(tensors[name])} in the file and {_kind(own[name])} in the model"
-            for name in own
-            if name in tensors and not _same_kind(tensors[name], own[name])
-        ),
-    ]
-    if problems:
-        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise InputError(
-            f"The weights in {path} do not fit the model: {'; '.join(problems[:4])}{more}. "
-            "Check the model name, --num-classes, --img-size and --model-kwarg against those it was trained with."
+            f"The tensors in {checkpoint.file.path} are {changes['embed_dim']} wide and {name} is {own.get('embed_dim')}; "
+            f"how many heads share that width is not in the tensors. Give --model-kwarg num_heads=N, or the right MODEL."
         )
-    model.load_state_dict(dict(tensors))
+    if "reg_tokens" in changes and "register_tokens" in inside:
+        changes["no_embed_class"] = True
+    return changes, [f"{key} {_said(value)}" for key, value in changes.items() if key != "no_embed_class"]
 
 
-def _same_kind(given: torch.Tensor, own: torch.Tensor) -> bool:
-    """Float weights may have any float type; everything else would be converted with a loss that nobody asked for."""
-    plain = given.layout == torch.strided and not given.is_quantized and given.device.type == "cpu"
-    return plain and given.is_floating_point() == own.is_floating_point() and not given.is_complex()
+def _decides(key: str, value: Any, own: Mapping[str, Any]) -> bool:
+    """Whether the tensors tell `key` at all: a pooling without a norm of its own leaves no trace."""
+    return not (key == "global_pool" and (value is None or own.get(key) is None))
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    layout = "" if tensor.layout == torch.strided else f" {tensor.layout}"
-    device = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
-    return f"{tensor.dtype}{layout}{device}".replace("torch.", "")
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, float) or isinstance(second, float):
+        return first is not None and second is not None and abs(float(first) - float(second)) < SAME_RATIO
+    return bool(first == second)
+
+
+def _said(value: Any) -> str:
+    return "×".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _contradiction(checkpoint: Checkpoint, key: str, seen: Any, asked: Any) -> InputError:
+    option = OPTIONS.get(key, f"--model-kwarg {key}=")
+    given = f"{option} {asked}" if key in OPTIONS else f"{option}{asked}"
+    return InputError(
+        f"The tensors in {checkpoint.file.path} do not fit the model: they have {key} {_said(seen)}, and {given} was given. "
+        "Leave it out, or give the file that belongs to it."
+    )

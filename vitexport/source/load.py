@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -16,12 +17,13 @@ from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
 from vitexport.source import timm_models, torchvision_models
-from vitexport.source.checkpoint import first_sentence, load_checkpoint
+from vitexport.source.checkpoint import LOCAL, Checkpoint, load_checkpoint, open_checkpoint
 from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
 from vitexport.source.heads import Exposed, expose
 from vitexport.source.products import count_products
 from vitexport.source.request import ModelRequest, create_kwargs
+from vitexport.source.weights_file import first_sentence
 
 # What rooms without PyTorch call the module that they hand on.
 LiveModel: TypeAlias = Exposed
@@ -45,27 +47,27 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         UsageError: The asked outputs contradict the model or one another.
     """
     check_available(request)
-    door = torchvision_models if torchvision_models.is_ours(request.name) else timm_models
-    model = door.create(request, weights=weights)
+    checkpoint = open_checkpoint(request)
+    made = _made(request, checkpoint, weights=weights)
+    model, completed = made.model, made.request
     config = getattr(model, "pretrained_cfg", {})
+    name = str(completed.name) if request.name is None else request.name
     family = _family(model, config)
-    check_family(request.name, family)
-    if request.checkpoint is not None:
-        load_checkpoint(model, request.checkpoint, resized="img_size" in create_kwargs(request), rename=door.timm_name)
+    check_family(name, family)
     origin = _weights_name(request, config)
     _check_finite(model, origin)
     model.eval().requires_grad_(requires_grad=False)
-    preprocess = _preprocess_spec(model, request)
-    labels, synsets = door.class_names(model, request)
+    preprocess = _preprocess_spec(model, completed)
+    labels, synsets = _class_names(model, request, made)
     digest = _state_sha256(model)
-    exposed = expose(model, request)
-    peak, products = _trial_run(exposed, preprocess, request.name)
+    exposed = expose(model, completed)
+    peak, products = _trial_run(exposed, preprocess, name)
     named = num_classes(exposed.specs) is not None
     return exposed, ModelSource(
-        name=request.name,
+        name=name,
         architecture=str(config.get("architecture") or type(model).__name__),
         family=family,
-        kwargs=create_kwargs(request),
+        kwargs=create_kwargs(completed),
         weights=origin,
         weights_sha256=digest,
         parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
@@ -77,7 +79,47 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         labels=labels if named else None,
         synsets=synsets if named else None,
         products=products,
+        loading=made.loading,
+        notes=made.notes,
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Made:
+    """The live model, with the request as its file completed it and what was done to load it."""
+
+    model: nn.Module
+    request: ModelRequest
+    checkpoint: Checkpoint | None
+    loading: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _made(request: ModelRequest, checkpoint: Checkpoint | None, *, weights: bool) -> _Made:
+    """Create the model, with its weights where they are wanted."""
+    completed = checkpoint.request if checkpoint is not None else request
+    door = torchvision_models if torchvision_models.is_ours(str(completed.name)) else timm_models
+    if checkpoint is None:
+        return _Made(model=door.create(request, weights=weights), request=request, checkpoint=None)
+    if not checkpoint.file.groups:
+        # A folder's architecture, with weights that are random by request.
+        return _Made(model=door.create(completed, weights=False), request=completed, checkpoint=checkpoint)
+    model, done, loading = load_checkpoint(checkpoint, request, lambda asked: door.create(asked, weights=False))
+    return _Made(model=model, request=done.request, checkpoint=done, loading=loading, notes=done.notes)
+
+
+def _class_names(
+    model: nn.Module, request: ModelRequest, made: _Made
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Labels that the file records, else those that come with the weights."""
+    if made.checkpoint is None:
+        if torchvision_models.is_ours(str(request.name)):
+            return torchvision_models.class_names(model, request)
+        return timm_models.class_names(model, request)
+    labels = made.checkpoint.record.labels
+    # Names of other classes than the model's are no names of these.
+    fits = labels is not None and len(labels) == getattr(model, "num_classes", None)
+    return (labels if fits else None), None
 
 
 def _family(model: nn.Module, config: Mapping[str, Any]) -> str:
@@ -94,8 +136,14 @@ def check_available(request: ModelRequest) -> None:
     Raises:
         InputError: The name is unknown, or pretrained weights are asked for and cannot be had.
     """
+    if request.name is None:
+        if request.checkpoint is None:
+            raise UsageError(
+                "No model was given; give MODEL, a timm name, or --checkpoint FILE that says which model it is of."
+            )
+        return
     door = torchvision_models if torchvision_models.is_ours(request.name) else timm_models
-    door.check_name(request)
+    door.check_name(request.name)
     if request.checkpoint is None and request.pretrained:
         door.check_hub(request.name)
 
@@ -103,7 +151,7 @@ def check_available(request: ModelRequest) -> None:
 def _weights_name(request: ModelRequest, config: Mapping[str, Any]) -> str:
     if request.checkpoint is not None:
         return f"checkpoint:{request.checkpoint.name}"
-    if request.pretrained and request.name.startswith("local-dir:"):
+    if request.pretrained and request.name is not None and request.name.startswith(LOCAL):
         return request.name
     if request.pretrained:
         return f"pretrained:{config.get('tag') or config.get('hf_hub_id') or request.name}"
@@ -137,7 +185,7 @@ def _preprocess_spec(model: nn.Module, request: ModelRequest) -> PreprocessSpec:
         std=_three("std", request.std or config["std"]),
         interpolation=request.interpolation or str(config["interpolation"]),
         crop_pct=float(config["crop_pct"] if request.crop_pct is None else request.crop_pct),
-        crop_mode=config.get("crop_mode", "center"),
+        crop_mode=request.crop_mode or config.get("crop_mode", "center"),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitexport.errors import UsageError
+from vitexport.preprocess import CropMode
 
 Head = Literal["classifier", "none", "features", "tokens"]
 
@@ -17,8 +18,11 @@ class ModelRequest:
     """What the user asked for.
 
     Attributes:
-        name: timm name with or without a pretrained tag, ``hf-hub:…``, ``local-dir:…``, or ``torchvision:…``.
-        checkpoint: Local weights; None for pretrained or random ones.
+        name: timm name with or without a pretrained tag, ``hf-hub:…``, ``local-dir:…``, or ``torchvision:…``; None where
+            the checkpoint says of which model it is.
+        checkpoint: Local weights, a file or a folder; None for pretrained or random ones.
+        checkpoint_key: Which dictionary of tensors of the checkpoint; None to find it.
+        ema: Whether the averaged weights of the checkpoint are taken; None takes the others where both are there.
         pretrained: Whether to take the pretrained weights of timm or torchvision.
         kwargs: Further arguments for `timm.create_model`.
         num_classes, img_size: Overrides; None keeps the model's own. `img_size` is one side in pixels.
@@ -28,16 +32,18 @@ class ModelRequest:
         features: Indices of intermediate feature maps, as timm's ``forward_intermediates`` counts them; empty for none. With
             them, and without `head`, they are the only outputs.
         softmax: Probabilities in the place of the logits.
-        mean, std, crop_pct, interpolation: Overrides of the model's data config.
+        mean, std, crop_pct, interpolation, crop_mode: Overrides of the model's data config.
         seed: For weights that are not loaded.
     """
 
-    name: str
+    name: str | None = None
     checkpoint: Path | None = None
+    checkpoint_key: str | None = None
+    ema: bool | None = None
     pretrained: bool = True
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     num_classes: int | None = None
-    img_size: int | None = None
+    img_size: int | tuple[int, int] | None = None
     head: Head | None = None
     features: tuple[int, ...] = ()
     softmax: bool = False
@@ -45,6 +51,7 @@ class ModelRequest:
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    crop_mode: CropMode | None = None
     seed: int = 0
 
 

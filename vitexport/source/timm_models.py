@@ -23,9 +23,8 @@ HUB_TIMEOUT_SECONDS = 5
 WAYS_OUT = "Give local weights with --checkpoint FILE, or export untrained weights with --no-pretrained."
 
 
-def check_name(request: ModelRequest) -> None:
+def check_name(name: str) -> None:
     """Refuse an unknown name before anything is created."""
-    name = request.name
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
@@ -47,11 +46,6 @@ def check_name(request: ModelRequest) -> None:
     check_family(name, timm.model_entrypoint(architecture).__module__)
     if tag and tag not in (known := _tags(architecture)):
         raise InputError(f"{architecture} has no pretrained tag {tag!r}; it has: {', '.join(sorted(known)) or 'none'}.")
-
-
-def timm_name(name: str) -> str:
-    """A parameter's name, as timm has it."""
-    return name
 
 
 def _tags(architecture: str) -> set[str]:
@@ -96,11 +90,11 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
         InputError: timm cannot build it.
     """
     torch.manual_seed(request.seed)
-    pretrained = request.pretrained and request.checkpoint is None and (weights or request.name.startswith("local-dir:"))
-    kwargs = create_kwargs(request)
+    pretrained = request.pretrained and request.checkpoint is None and weights
+    kwargs, name = create_kwargs(request), str(request.name)
     try:
         with quiet("timm", "huggingface_hub"):
-            model = _create(request.name, pretrained, kwargs)
+            model = _create(name, pretrained, kwargs)
     except MemoryError:
         raise
     except Exception as error:

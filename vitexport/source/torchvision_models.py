@@ -6,7 +6,6 @@ held against each other on one image. So everything behind this door (heads, ima
 
 from __future__ import annotations
 
-import re
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -22,26 +21,13 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from vitexport.errors import InputError, ToolchainError
 from vitexport.quiet import quiet
+from vitexport.source.names import from_torchvision
 from vitexport.source.request import ModelRequest, create_kwargs
 from vitexport.source.timm_models import HUB_TIMEOUT_SECONDS, WAYS_OUT
 
 PREFIX = "torchvision:"
 # Another order of summation is all that may differ.
 SAME = 1e-5
-# torchvision's names of a block's parts, and timm's.
-RENAMED = (
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^heads\.head\.", "head."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"\.ln_(\d)\.", r".norm\1."),
-    (r"\.self_attention\.in_proj_", ".attn.qkv."),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.(?:linear_1|0)\.", ".mlp.fc1."),
-    (r"\.mlp\.(?:linear_2|3)\.", ".mlp.fc2."),
-)
 
 
 def is_ours(name: str) -> bool:
@@ -49,13 +35,13 @@ def is_ours(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def check_name(request: ModelRequest) -> None:
+def check_name(name: str) -> None:
     """Refuse an unknown model or an unknown name of weights.
 
     Raises:
         InputError: torchvision has no such ViT, or it has no such weights.
     """
-    architecture, dot, tag = request.name.removeprefix(PREFIX).partition(".")
+    architecture, dot, tag = name.removeprefix(PREFIX).partition(".")
     known = [name for name in list_models(module=torchvision.models) if name.startswith("vit_")]
     if architecture not in known:
         raise InputError(
@@ -95,11 +81,11 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
         InputError: torchvision or timm cannot build it, or the weights cannot be loaded.
         ToolchainError: The two networks differ in what they compute.
     """
-    kwargs = create_kwargs(request)
+    kwargs, asked = create_kwargs(request), str(request.name)
     # A checkpoint of one's own, too, is of the size and takes the pictures of the weights that the name stands for.
-    chosen = _weights(request.name) if request.pretrained or request.checkpoint is not None else None
+    chosen = _weights(asked) if request.pretrained or request.checkpoint is not None else None
     downloaded = weights and request.checkpoint is None
-    architecture = request.name.removeprefix(PREFIX).partition(".")[0]
+    architecture = asked.removeprefix(PREFIX).partition(".")[0]
     torch.manual_seed(request.seed)
     size = int(chosen.meta["min_size"][0]) if chosen is not None else 224
     classes = len(chosen.meta["categories"]) if chosen is not None else 1000
@@ -117,7 +103,7 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
     except Exception as error:
         # As with timm: whatever the constructors and the download meet.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{request.name} cannot be built: {reason}") from error
+        raise InputError(f"{asked} cannot be built: {reason}") from error
     config: Any = _data_config(architecture, chosen, kwargs.get("img_size", size))
     ours.pretrained_cfg = config
     return ours
@@ -127,7 +113,7 @@ def class_names(_model: nn.Module, request: ModelRequest) -> tuple[tuple[str, ..
     """The categories that come with the weights, without names of folders; for anything else the user has to say."""
     if request.checkpoint is not None or not request.pretrained or "num_classes" in create_kwargs(request):
         return None, None
-    return tuple(str(name) for name in _weights(request.name).meta["categories"]), None
+    return tuple(str(name) for name in _weights(str(request.name)).meta["categories"]), None
 
 
 def _weights(name: str) -> Any:
@@ -146,7 +132,7 @@ def _translated(theirs: VisionTransformer, kwargs: Mapping[str, Any]) -> Any:
         "mlp_ratio": theirs.encoder.layers[0].mlp[0].out_features / theirs.hidden_dim,
     }
     ours = timm.models.VisionTransformer(**shape, img_size=theirs.image_size, num_classes=theirs.num_classes)
-    ours.load_state_dict({timm_name(name): tensor for name, tensor in theirs.state_dict().items()})
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
     ours.eval()
     image = torch.randn(1, 3, theirs.image_size, theirs.image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -165,13 +151,6 @@ def _translated(theirs: VisionTransformer, kwargs: Mapping[str, Any]) -> Any:
     if "num_classes" in kwargs:
         ours.reset_classifier(kwargs["num_classes"])
     return ours
-
-
-def timm_name(name: str) -> str:
-    """A parameter's name, of torchvision's or already of timm's, as timm has it."""
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _data_config(architecture: str, chosen: Any, size: int) -> dict[str, Any]:

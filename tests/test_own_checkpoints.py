@@ -1,0 +1,256 @@
+"""A person's own checkpoint: what each framework writes is loaded as that framework computes it, or refused by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from frameworks import IMAGE, NAME, Case, cases, logits, request, timm_arguments, trained
+from torch import nn
+
+from vitexport.errors import InputError, UsageError
+from vitexport.source import ModelRequest, load
+from vitexport.source.weights_file import read_weights
+
+SAME = 1e-5
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
+def test_each_file_computes_what_its_framework_computes_or_is_refused_by_name(case: Case, tmp_path: Path) -> None:
+    asked, wanted = case.make(tmp_path)
+    if wanted is None:
+        with pytest.raises(InputError) as caught:
+            load(asked)
+        assert case.refusal in str(caught.value)
+        return
+    exposed, source = load(asked)
+    seen = exposed(case.image)[0]
+    assert float((seen - wanted).abs().max()) <= SAME * float(wanted.abs().max())
+    assert source.loading is not None
+    assert (case.ema == "none") == ("EMA" not in source.loading)
+
+
+def saved(state: Any, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+# ---- what is said
+
+
+def test_what_was_done_is_said(tmp_path: Path) -> None:
+    state = {f"module.model.{name}": tensor for name, tensor in trained(img_size=48).state_dict().items()}
+    path = saved({"epoch": 37, "state_dict": state, "state_dict_ema": state}, tmp_path / "model_best.pth.tar")
+    source = load(request(path, img_size=32))[1]
+    assert source.loading == (
+        'model_best.pth.tar: state_dict (EMA present, not used; --ema takes it), prefix "model.", epoch 37, num_classes 5, '
+        "depth 1, position embedding 3×3 → 2×2, resampled"
+    )
+    assert source.notes == (
+        "position embedding 3×3 → 2×2, resampled: the weights are of another image size than the model was asked for.",
+    )
+    assert source.to_json()["loading"] == source.loading
+
+
+@pytest.mark.parametrize(
+    ("ema", "keys", "message"),
+    [
+        (True, ("state_dict",), r"--ema: checkpoint .* holds no averaged weights; it has state_dict \(20 tensors\)"),
+        (False, ("state_dict_ema",), r"--no-ema: checkpoint .* holds averaged weights only \(state_dict_ema\)"),
+        (None, ("student", "teacher"), r"several sets of weights: student, teacher\. Choose one with --checkpoint-key"),
+    ],
+)
+def test_a_choice_that_the_file_does_not_offer_is_refused(
+    keys: tuple[str, ...], message: str, tmp_path: Path, *, ema: bool | None
+) -> None:
+    path = saved({key: trained().state_dict() for key in keys}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        load(request(path, ema=ema))
+
+
+def test_the_entry_of_a_file_can_be_chosen(tmp_path: Path) -> None:
+    student, teacher = trained(seed=2), trained(seed=3)
+    path = saved({"student": student.state_dict(), "teacher": teacher.state_dict()}, tmp_path / "w.pth")
+    exposed, source = load(request(path, checkpoint_key="teacher"))
+    torch.testing.assert_close(exposed(IMAGE)[0], logits(teacher))
+    assert source.loading is not None
+    assert source.loading.startswith("w.pth: teacher")
+    with pytest.raises(InputError, match=r"no tensors under 'model'; it has student \(20 tensors\), teacher"):
+        load(request(path, checkpoint_key="model"))
+
+
+# ---- the file knows the model
+
+
+def test_arguments_that_contradict_the_tensors_are_refused(tmp_path: Path) -> None:
+    args = timm_arguments(num_classes=9)
+    path = saved({"args": args, "state_dict": trained().state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(
+        InputError, match=r"contradicts itself: args\.model says num_classes 9, and its tensors have num_classes 5"
+    ):
+        load(request(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 7}, r"they have num_classes 5, and --num-classes 7 was given"),
+        ({"kwargs": {"depth": 2}}, r"they have depth 1, and --model-kwarg depth=2 was given"),
+        ({"kwargs": {"patch_size": 8}}, r"they have patch_size 16, and --model-kwarg patch_size=8"),
+        ({"kwargs": {"in_chans": 1}}, r"they have in_chans 3, and --model-kwarg in_chans=1"),
+        ({"kwargs": {"reg_tokens": 4}}, r"they have reg_tokens 0, and --model-kwarg reg_tokens=4"),
+        ({"kwargs": {"global_pool": "avg"}}, r"they have global_pool token, and --model-kwarg global_pool=avg"),
+        ({"kwargs": {"init_values": 1e-5}}, r"they have init_values None, and --model-kwarg init_values=1e-05"),
+        ({"name": "vit_small_patch16_224"}, r"are 192 wide and vit_small_patch16_224 is 384; how many heads"),
+    ],
+)
+def test_what_was_typed_against_the_tensors_is_refused_with_both(changes: Any, message: str, tmp_path: Path) -> None:
+    path = saved(trained().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        load(request(path, **changes))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"depth": 2},
+        {"img_size": 48},
+        {"patch_size": 8},
+        {"in_chans": 3, "num_classes": 2},
+        {"reg_tokens": 2},
+        {"init_values": 1e-3},
+        {"global_pool": "avg"},
+        {"qkv_bias": False},
+        {"mlp_ratio": 2.0},
+        {"class_token": False, "global_pool": "avg"},
+        {"global_pool": "map"},
+    ],
+)
+def test_the_shape_of_the_model_is_read_off_its_tensors(shape: dict[str, Any], tmp_path: Path) -> None:
+    model = trained(**shape)
+    size = shape.get("img_size", 32)
+    image = torch.nn.functional.interpolate(IMAGE, size)
+    exposed, _ = load(request(saved(model.state_dict(), tmp_path / "w.pth")))
+    torch.testing.assert_close(exposed(image)[0], logits(model, image), atol=1e-5, rtol=1e-5)
+
+
+def test_the_tensors_alone_can_name_the_model(tmp_path: Path) -> None:
+    model = trained()
+    exposed, source = load(request(saved(model.state_dict(), tmp_path / "w.pth"), name=None))
+    assert (source.name, source.architecture) == ("vit_tiny_patch16_224", "vit_tiny_patch16_224")
+    torch.testing.assert_close(exposed(IMAGE)[0], logits(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: trained(embed_dim=128, num_heads=4),
+            r"no model of timm has its shapes \(width 128, depth 1, .*num_heads=N",
+        ),
+        (lambda: nn.Linear(3, 3), r"its names are those of no family whose shapes are read .* Give MODEL, a timm name"),
+    ],
+)
+def test_tensors_that_name_no_model_are_refused(make: Callable[[], nn.Module], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load(request(saved(make().state_dict(), tmp_path / "w.pth"), name=None))
+
+
+def test_without_model_and_checkpoint_nothing_is_loaded() -> None:
+    with pytest.raises(UsageError, match="No model was given"):
+        load(ModelRequest())
+
+
+def test_a_model_that_the_file_was_not_made_with_is_refused(tmp_path: Path) -> None:
+    path = saved({"args": timm_arguments(), "state_dict": trained().state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"is of vit_tiny_patch16_224 \(args\.model\), and MODEL is deit_tiny_patch16_224"):
+        load(request(path, name="deit_tiny_patch16_224"))
+
+
+def test_several_names_are_not_chosen_from(tmp_path: Path) -> None:
+    args = {"model": NAME, "backbone": "vit_small_patch16_224"}
+    path = saved({"hyper_parameters": args, "state_dict": trained().state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(
+        InputError, match=r"names several models: hyper_parameters\.model is vit_tiny.*backbone is vit_small"
+    ):
+        load(request(path, name=None))
+
+
+# ---- recorded preprocessing
+
+
+def test_the_preprocessing_of_the_training_is_used(tmp_path: Path) -> None:
+    args = timm_arguments(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop_pct=0.95, interpolation="bilinear")
+    path = saved({"args": args, "state_dict": trained().state_dict()}, tmp_path / "w.pth")
+    source = load(request(path, name=None))[1]
+    spec = source.preprocess
+    assert (spec.mean, spec.std, spec.crop_pct, spec.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.95, "bilinear")
+    assert source.notes == ()
+
+
+def test_a_contradiction_to_the_training_is_named(tmp_path: Path) -> None:
+    args = timm_arguments(mean=[0.5], std=[0.5], crop_pct=1.0)
+    path = saved({"args": args, "state_dict": trained().state_dict()}, tmp_path / "w.pth")
+    source = load(request(path, mean=(0.485, 0.456, 0.406), std=(0.5, 0.5, 0.5)))[1]
+    assert source.notes == (
+        "--mean 0.485,0.456,0.406 is used, and w.pth was trained with 0.5; leave the option out to use that.",
+    )
+    assert source.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+# ---- what cannot be read
+
+
+def test_what_stands_in_the_way_is_named_with_the_cure(tmp_path: Path) -> None:
+    path = tmp_path / "hp.pth"
+    torch.save({"state_dict": trained().state_dict(), "config": np.random.default_rng(0)}, path)
+    with pytest.raises(
+        InputError, match=r"holds more than tensors \(.*numpy.*\n  import torch; file = torch\.load\(.*\n  torch\.save"
+    ):
+        load(request(path))
+
+
+def test_plain_values_of_a_training_are_no_obstacle(tmp_path: Path) -> None:
+    values = argparse.Namespace(output=Path("runs"), best=np.float64(91.5), steps=np.int64(7), device=torch.device("cpu"))
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": trained().state_dict(), "args": values}, path)
+    assert read_weights(path).extra["args"].best == 91.5
+    load(request(path))
+
+
+def test_a_representation_layer_is_not_dropped(tmp_path: Path) -> None:
+    # timm's own filter leaves it out, and the function with it.
+    state = dict(trained().state_dict()) | {
+        "pre_logits.fc.weight": torch.ones(192, 192),
+        "pre_logits.fc.bias": torch.ones(192),
+    }
+    with pytest.raises(InputError, match=r"pre_logits\.fc\.weight is not in the model"):
+        load(request(saved(state, tmp_path / "w.pth")))
+
+
+@pytest.mark.parametrize("change", ["no index", "absent shard", "outside", "absent tensor"])
+def test_a_damaged_index_is_refused(change: str, tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import save_file
+
+    save_file({"a.weight": torch.ones(2, 2)}, tmp_path / "one.safetensors")
+    maps: dict[str, Any] = {
+        "no index": {},
+        "absent shard": {"weight_map": {"a.weight": "two.safetensors"}},
+        "outside": {"weight_map": {"a.weight": "../one.safetensors"}},
+        "absent tensor": {"weight_map": {"a.weight": "one.safetensors", "b.weight": "one.safetensors"}},
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(maps[change]))
+    with pytest.raises(InputError, match=r"Checkpoint index .*model\.safetensors\.index\.json"):
+        load(request(tmp_path))
+
+
+def test_weights_are_of_the_size_that_was_trained(tmp_path: Path) -> None:
+    source = load(request(saved(trained().state_dict(), tmp_path / "w.pth")))[1]
+    assert (source.preprocess.height, source.preprocess.width) == (32, 32)
