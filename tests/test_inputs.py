@@ -125,7 +125,7 @@ def test_projects_and_triton_show_it_pictures_in_colour(grey: Built, tmp_path: P
     picture = models_of([grey.bundle], "grey", ServeRequest())[0]
     assert picture.golden is not None
     assert picture.golden.shape == (1, 32, 32, 3)
-    assert [-1, -1, 3] in [entry["dims"][-3:] for entry in picture.config["input"]]  # type: ignore[attr-defined]
+    assert [-1, -1, 3] in [entry["dims"][-3:] for entry in picture.config["input"]]
 
 
 def test_statistics_are_averaged_as_timms_loader_does_and_the_user_s_must_fit() -> None:
@@ -217,7 +217,8 @@ def test_every_kind_of_degradation_takes_any_channels(channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 40, channels), dtype=np.uint8)
     for number in range(KINDS):
         changed = degraded(pixels, number)
-        assert (changed.shape, changed.dtype) == (pixels.shape, np.uint8)
+        assert changed.shape == pixels.shape
+        assert changed.dtype == np.uint8
         assert not np.array_equal(changed, pixels)
         if channels != 3 and number != 0:  # noise is drawn for all channels together
             alone = [degraded(pixels[:, :, index : index + 1], number) for index in range(channels)]

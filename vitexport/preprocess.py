@@ -259,13 +259,11 @@ def to_pixels(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.uint8]:
         InputError: As `load_channels`.
     """
     pictures = load_channels(image, spec.channels)
-    fills = (
-        [tuple(round(255 * value) for value in spec.mean)]
-        if spec.channels == 3
-        else [round(255 * value) for value in spec.mean]
-    )
-    pixels = [np.asarray(_resized_and_cropped(picture, spec, fill)) for picture, fill in zip(pictures, fills, strict=True)]
-    return pixels[0] if spec.channels == 3 else np.stack(pixels, axis=-1)
+    mean = tuple(round(255 * value) for value in spec.mean)
+    if spec.channels == 3:
+        return np.asarray(_resized_and_cropped(pictures[0], spec, mean))
+    channels = zip(pictures, mean, strict=True)
+    return np.stack([np.asarray(_resized_and_cropped(picture, spec, level)) for picture, level in channels], axis=-1)
 
 
 def _resized_and_cropped(picture: Image.Image, spec: PreprocessSpec, mean: _Colour) -> Image.Image:

@@ -150,11 +150,12 @@ def load_alive(name: str, folder: Path) -> tuple[sources.Exposed, ModelSource]:
     """The model through vitexport's own door, with weights from a checkpoint in which nothing is 0."""
     if name.startswith("torchvision:"):
         return sources.load(sources.ModelRequest(name=name, pretrained=False))
-    asked = sources.ModelRequest(name=name, pretrained=False, img_size=other_side(name))
+    side = other_side(name)
+    asked = sources.ModelRequest(name=name, pretrained=False, img_size=side)
     model = create(asked, weights=False)
     enliven(model, torch.Generator().manual_seed(1))
     config = timm.data.resolve_model_data_config(model)
-    height, width = config["input_size"][1:] if asked.img_size is None else (asked.img_size, asked.img_size)
+    height, width = config["input_size"][1:] if side is None else (side, side)
     spec = PreprocessSpec(
         height=height, width=width, mean=config["mean"], std=config["std"], interpolation="bicubic", crop_pct=1.0
     )

@@ -251,7 +251,7 @@ def _grey(steps: _Steps, planes: ir.Value) -> ir.Value:
     As Pillow's ``convert("L")`` (libImaging/Convert.c), which weighs in integers, of 65536 parts, and rounds half up;
     float32 holds every such sum exactly.
     """
-    weighted = steps.op("MatMul", steps.constant([GREY_WEIGHTS], np.float32), planes)
+    weighted = steps.op("MatMul", steps.constant(np.asarray([GREY_WEIGHTS]), np.float32), planes)
     half_up = steps.op("Add", weighted, steps.constant(GREY_ONE / 2, np.float32))
     return steps.op("Floor", steps.op("Mul", half_up, steps.constant(1 / GREY_ONE, np.float32)))
 
