@@ -146,7 +146,7 @@ def _per_channel(name: str, asked: Sequence[float] | None, own: Sequence[float],
     numbers = tuple(float(value) for value in asked or own)
     if len(numbers) == channels:
         return numbers
-    if len(set(numbers)) == 1:
+    if len(numbers) == 1 or (channels == 1 and len(set(numbers)) == 1):
         return numbers[:1] * channels
     if asked:
         raise UsageError(f"{name} has {len(numbers)} values; give one, or one for each of the model's {channels} channels.")
