@@ -101,7 +101,7 @@ def test_what_differs_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         return dataclasses.replace(compare_pictures(*arguments), largest=4.0)
 
     monkeypatch.setattr(embedding, "compare_pictures", worse)
-    monkeypatch.setattr(embedding, "odd_pictures", lambda: {"grey": Image.new("RGB", (40, 30), (90, 90, 90))})
+    monkeypatch.setattr(embedding, "odd_pictures", lambda _: {"grey": Image.new("RGB", (40, 30), (90, 90, 90))})
     built = tiny(tmp_path, embed_preprocess=True)
     assert built.report.verdict == "failed"
     assert built.bundle.artifact("onnx_app") is None

@@ -102,7 +102,7 @@ def test_arguments_that_contradict_the_tensors_are_refused(tmp_path: Path) -> No
         ({"num_classes": 7}, r"they have num_classes 5, and --num-classes 7 was given"),
         ({"kwargs": {"depth": 2}}, r"they have depth 1, and --model-kwarg depth=2 was given"),
         ({"kwargs": {"patch_size": 8}}, r"they have patch_size 16, and --model-kwarg patch_size=8"),
-        ({"kwargs": {"in_chans": 1}}, r"they have in_chans 3, and --model-kwarg in_chans=1"),
+        ({"kwargs": {"in_chans": 1}}, r"they have in_chans 3, and --in-chans 1 was given"),
         ({"kwargs": {"reg_tokens": 4}}, r"they have reg_tokens 0, and --model-kwarg reg_tokens=4"),
         ({"kwargs": {"global_pool": "avg"}}, r"they have global_pool token, and --model-kwarg global_pool=avg"),
         ({"kwargs": {"init_values": 1e-5}}, r"they have init_values None, and --model-kwarg init_values=1e-05"),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
+from timm.data import ImageDataset, create_transform
 from torchvision.datasets.folder import pil_loader
 
 from vitexport.errors import InputError, UsageError
@@ -208,6 +208,87 @@ def test_grey_values_that_pillow_would_clip_are_refused(kind: str, tmp_path: Pat
         load_image(image)
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_every_image_mode_is_made_grey_as_timms_loader_does(kind: str, tmp_path: Path) -> None:
+    _, data = FILES[kind]
+    path = tmp_path / "class" / "image.png"  # timm looks for few suffixes; what is in the file decides
+    path.parent.mkdir()
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted, _ = ImageDataset(tmp_path, input_img_mode="L")[0]
+    seen = load_image(path, "L")
+    assert seen.mode == wanted.mode == "L"
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(wanted))
+
+
+GREY_STATISTICS = {"mean": (0.449,), "std": (0.226,)}
+
+
+@pytest.mark.parametrize("crop_mode", MODES)
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=str)
+def test_a_grey_models_pixels_are_timms(crop_mode: CropMode, interpolation: str, size: tuple[int, int]) -> None:
+    spec = make_spec(height=size[0], width=size[1], interpolation=interpolation, crop_mode=crop_mode, **GREY_STATISTICS)
+    for width, height in [(61, 47), (40, 99), (20, 9)]:
+        source = picture(width, height)
+        wanted = timm_transform(spec, normalized=False)(source.convert("L"))
+        np.testing.assert_array_equal(to_pixels(source, spec).transpose(2, 0, 1), wanted)
+        wanted = timm_transform(spec, normalized=True)(source.convert("L"))
+        np.testing.assert_allclose(preprocess(source, spec), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_grey_model_takes_files_pictures_and_arrays_of_either_kind(tmp_path: Path) -> None:
+    spec, grey = make_spec(**GREY_STATISTICS), SOURCE.convert("L")
+    grey.save(tmp_path / "grey.png")
+    wanted = preprocess(grey, spec)
+    assert wanted.shape == (1, 32, 32)
+    for source in (tmp_path / "grey.png", np.asarray(grey), np.asarray(grey)[:, :, None], SOURCE, np.asarray(SOURCE)):
+        np.testing.assert_array_equal(preprocess(source, spec), wanted)
+
+
+FOUR = {"mean": (0.1, 0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7, 0.8)}
+
+
+@pytest.mark.parametrize("crop_mode", MODES)
+def test_each_channel_of_an_array_is_a_grey_picture(crop_mode: CropMode, tmp_path: Path) -> None:
+    spec = make_spec(crop_mode=crop_mode, **FOUR)
+    array = np.random.default_rng(0).integers(0, 256, (40, 61, 4), dtype=np.uint8)
+    np.save(tmp_path / "four.npy", array)
+    seen = preprocess(array, spec)
+    assert seen.shape == (4, 32, 32)
+    for index in range(4):
+        one = make_spec(crop_mode=crop_mode, mean=spec.mean[index : index + 1], std=spec.std[index : index + 1])
+        np.testing.assert_array_equal(seen[index], preprocess(array[:, :, index], one)[0])
+    np.testing.assert_array_equal(preprocess(tmp_path / "four.npy", spec), seen)
+
+
+def test_what_is_no_array_of_the_models_channels_is_refused(tmp_path: Path) -> None:
+    spec = make_spec(**FOUR)
+    np.save(tmp_path / "three.npy", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "three.npy").read_bytes()[:-1])
+    (tmp_path / "text.npy").write_text("not an array")
+    (tmp_path / "code.npy").write_bytes(
+        b"\x93NUMPY\x01\x00F\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 1, 4)}".ljust(70)
+    )
+    SOURCE.save(tmp_path / "picture.png")
+    for source, message in (
+        (np.zeros((8, 8, 4), np.float32), r"An array has shape \(8, 8, 4\) and type float32; expected uint8, .* 4\]"),
+        (np.zeros((8, 8, 3), np.uint8), r"An array has shape \(8, 8, 3\)"),
+        (np.zeros((8, 8), np.uint8), r"An array has shape \(8, 8\)"),
+        (tmp_path / "three.npy", r"three\.npy has shape \(8, 8, 3\) and type uint8; expected uint8, \[height, width, 4\]"),
+        (tmp_path / "cut.npy", r"cut\.npy is not an array that NumPy can read"),
+        (tmp_path / "text.npy", r"text\.npy is not an array that NumPy can read"),
+        (tmp_path / "code.npy", r"code\.npy is not an array that NumPy can read"),
+        (tmp_path / "absent.npy", r"absent\.npy' does not exist"),
+        (tmp_path, "is not a regular file"),
+        (tmp_path / "picture.png", r"picture\.png was given; a model of 4 channels takes arrays, .*\.npy files"),
+        (SOURCE, "A Pillow image of mode RGB was given; a model of 4 channels takes arrays"),
+    ):
+        with pytest.raises(InputError, match=message):
+            preprocess(source, spec)
+
+
 def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     path = tmp_path / "rotated.jpg"
     path.write_bytes(rotated_by_exif(SOURCE))
@@ -379,8 +460,9 @@ def test_a_spec_survives_its_json(spec: PreprocessSpec) -> None:
         ({"crop_pct": 0.0999}, r"crop_pct is 0\.0999; it must be at least 0\.1"),
         ({"crop_pct": 1.01}, r"crop_pct is 1\.01"),
         ({"crop_pct": float("nan")}, "crop_pct is nan"),
-        ({"mean": (0.5,)}, "three values each"),
-        ({"std": (0.5, 0.5, 0.5, 0.5)}, "three values each"),
+        ({"mean": (0.5,)}, "one value each for every channel"),
+        ({"std": (0.5, 0.5, 0.5, 0.5)}, "one value each for every channel"),
+        ({"mean": (), "std": ()}, "one value each for every channel"),
         ({"mean": (0.5, float("nan"), 0.5)}, "within ±1e6"),
         ({"mean": (0.5, 1e7, 0.5)}, "within ±1e6"),
         ({"std": (0.5, 0.0, 0.5)}, "between 1e-6 and 1e6"),

@@ -256,8 +256,8 @@ def test_a_checkpoint_of_something_else_is_refused(content: Any, tmp_path: Path)
     ("request_", "message"),
     [
         (tiny(img_size=36), r"patches of 8 x 8 pixels; 36 x 36 is not a multiple\. The nearest sizes are 32 and 40"),
-        (tiny(kwargs={"in_chans": 1}), r"takes 1 input channels; vitexport exports models that take RGB images"),
-        (tiny(kwargs={"in_chans": 4}), r"takes 4 input channels"),
+        (tiny(img_size=(36, 16)), r"; 36 x 16 is not a multiple\. The nearest sizes are 32x16 and 40x16"),
+        (tiny(img_size=(32, 4)), r"; 32 x 4 is not a multiple\. The nearest size is 32x8"),
         (tiny(kwargs={"nonsense": 1}), r"timm cannot build .* with .*nonsense=1.*unexpected keyword argument"),
         (tiny(kwargs={"num_heads": 5}), r"timm cannot build .*num_heads=5"),
         (ModelRequest(name="swin_tiny_patch4_window7_224", pretrained=False, img_size=226), r"226 x 226 is not a multiple"),

@@ -57,6 +57,8 @@ class Manifest:
             for full TensorRT also ``raw_image`` and ``raw_`` with the name of each output, one call's as trtexec reads them.
         engine: Library, version, recipe and, where there is no file, the reason; None for a CPU target.
         recipe: The INT8 recipe, or None.
+        requires: What runs the artifact in a role, at least: ``onnxruntime`` (its least release) with ``opset`` and
+            ``ir_version`` of an ONNX file; ``tensorrt`` or ``tensorrt-rtx`` of ``engine``. Empty in older bundles.
         files: sha256 of every file by its path, the manifest itself apart (it carries a hash of its own content).
     """
 
@@ -73,6 +75,7 @@ class Manifest:
     engine: Mapping[str, Any] | None
     recipe: Mapping[str, Any] | None
     files: Mapping[str, str]
+    requires: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int | None:
@@ -95,6 +98,7 @@ class Manifest:
             "artifacts": dict(self.artifacts),
             "engine": self.engine,
             "recipe": self.recipe,
+            "requires": {role: dict(needs) for role, needs in self.requires.items()},
             "files": dict(self.files),
         }
 
@@ -123,6 +127,7 @@ class Manifest:
             artifacts=_strings(data["artifacts"]),
             engine=None if data["engine"] is None else _engine(data["engine"]),
             recipe=None if data["recipe"] is None else _recipe(data["recipe"]),
+            requires=_requires(data.get("requires", {})),
             files=_strings(data["files"]),
         )
 
@@ -160,6 +165,14 @@ def _recipe(values: Any) -> dict[str, Any]:
     for key in ("placement", "observer"):
         if not isinstance(dict(data["settings"])[key], str):
             raise TypeError(f"recipe.settings.{key} is not a text")
+    return data
+
+
+def _requires(values: Any) -> dict[str, dict[str, Any]]:
+    """Texts and numbers by role and by what is needed."""
+    data = {str(role): dict(needs) for role, needs in dict(values).items()}
+    if not all(isinstance(value, (str, int)) for needs in data.values() for value in needs.values()):
+        raise TypeError("requires is not what vitexport writes")
     return data
 
 
@@ -202,20 +215,20 @@ class Bundle:
         return None if relative is None else self.root / relative
 
     def golden(self) -> tuple[NDArray[np.uint8], Outputs]:
-        """Golden inputs before normalization, uint8 [n, height, width, 3], and PyTorch's outputs, float32 [n, …].
+        """Golden inputs before normalization, uint8 [n, height, width, channels], and PyTorch's outputs, float32 [n, …].
 
         Raises:
             BundleError: They are absent or not of these shapes.
         """
         spec = self.manifest.preprocess
-        pixels = self._golden("pixels", np.uint8, None, (spec.height, spec.width, 3))
+        pixels = self._golden("pixels", np.uint8, None, (spec.height, spec.width, spec.channels))
         outputs = {
             output.name: self._golden(output.name, np.float32, len(pixels), output.shape) for output in self.manifest.outputs
         }
         return np.array(pixels), {name: np.array(values) for name, values in outputs.items()}
 
     def preprocessed(self) -> NDArray[np.uint8] | None:
-        """Known pictures as the build's preprocessing left them, uint8 [n, height, width, 3]; None if absent.
+        """Known pictures as the build's preprocessing left them, uint8 [n, height, width, channels]; None if absent.
 
         Raises:
             BundleError: They are not of this shape.
@@ -223,7 +236,7 @@ class Bundle:
         if "golden_preprocessed" not in self.manifest.artifacts:
             return None
         spec = self.manifest.preprocess
-        return np.array(self._golden("preprocessed", np.uint8, None, (spec.height, spec.width, 3)))
+        return np.array(self._golden("preprocessed", np.uint8, None, (spec.height, spec.width, spec.channels)))
 
     def _golden(self, what: str, dtype: type, count: int | None, shape: tuple[int, ...]) -> NDArray[Any]:
         """One golden array, mapped, of `count` entries (None for any number) of `shape`."""

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitexport.errors import InputError
-from vitexport.preprocess import IMAGE_SUFFIXES, PreprocessSpec, load_image, normalize, open_picture, to_pixels
+from vitexport.preprocess import (
+    PICTURE_CHANNELS,
+    PreprocessSpec,
+    file_suffixes,
+    load_channels,
+    load_image,
+    normalize,
+    open_picture,
+    to_pixels,
+)
 
 # More unreadable images than this share of a folder is taken for a mistake, not for a few bad files.
 MAX_UNREADABLE = 0.10
@@ -73,7 +82,7 @@ class ImageSet:
         return np.asarray([file.label for file in self.files], dtype=np.int64)
 
     def batches(self, spec: PreprocessSpec, size: int, *, whole: bool = False) -> Iterator[NDArray[np.float32]]:
-        """Preprocessed pictures, float32 [up to `size`, 3, height, width], one batch in memory at a time.
+        """Preprocessed pictures, float32 [up to `size`, channels, height, width], one batch in memory at a time.
 
         With `whole` the last batch is filled up from the beginning of the set, so that a graph which takes no smaller
         one can be run and no picture counts more than one more time (given at least `size` pictures).
@@ -84,26 +93,29 @@ class ImageSet:
             yield normalize(self.pixels(spec, [index % count for index in range(start, end)]), spec)
 
     def pixels(self, spec: PreprocessSpec, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Resized and cropped pictures, uint8 [len(indices), height, width, 3]."""
+        """Resized and cropped pictures, uint8 [len(indices), height, width, channels]."""
         return np.stack([to_pixels(self.files[index].path, spec) for index in indices])
 
 
-def open_images(root: Path, *, limit: int | None = None, among: Sequence[Path] | None = None) -> ImageSet:
+def open_images(root: Path, *, limit: int | None = None, among: Sequence[Path] | None = None, channels: int = 3) -> ImageSet:
     """Every picture below `root` (or only those in `among`), or `limit` of them spread evenly over the sorted paths.
 
-    Each is decoded once here, so that a bad one is known before the slow steps.
+    Each is decoded once here, so that a bad one is known before the slow steps. Of a model of two channels, or of more than
+    three, the pictures are arrays (``.npy``).
 
     Raises:
         InputError: `root` is no folder, holds no picture, or more than 10 % cannot be read.
     """
-    paths = _find(root) if among is None else list(among)
+    paths = _find(root, channels) if among is None else list(among)
     chosen = _spread(paths, limit) if limit is not None else paths
-    files, skipped = _read(root, chosen, dict.fromkeys(chosen))
+    files, skipped = _read(root, chosen, dict.fromkeys(chosen), channels)
     taken = set(chosen)
     return ImageSet(name=root.name, files=files, skipped=skipped, unused=tuple(path for path in paths if path not in taken))
 
 
-def open_labelled(root: Path, *, labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int) -> ImageSet:
+def open_labelled(
+    root: Path, *, labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int, channels: int = 3
+) -> ImageSet:
     """Every picture of a folder with one sub-folder per class.
 
     Args:
@@ -112,6 +124,7 @@ def open_labelled(root: Path, *, labels: Sequence[str] | None, synsets: Sequence
             names, sorted, are the classes.
         synsets: Other names that folders may have for the same classes (``n01440764``), in the same order.
         classes: Width of the logits.
+        channels: As for `open_images`.
 
     Raises:
         InputError: As `open_images`; or the folders do not match the labels, or are more than the logits.
@@ -122,9 +135,9 @@ def open_labelled(root: Path, *, labels: Sequence[str] | None, synsets: Sequence
     if not folders:
         raise InputError(f"Data folder {root} has no sub-folders; expected one folder of images per class.")
     order = _class_order(root, folders, labels, synsets, classes)
-    paths = [path for folder in folders for path in _find(root / folder)]
+    paths = [path for folder in folders for path in _find(root / folder, channels)]
     indices = {path: order[path.relative_to(root).parts[0]] for path in paths}
-    files, skipped = _read(root, sorted(paths, key=lambda path: path.relative_to(root).as_posix()), indices)
+    files, skipped = _read(root, sorted(paths, key=lambda path: path.relative_to(root).as_posix()), indices, channels)
     names = tuple(labels) if labels is not None else tuple(folders)
     return ImageSet(name=root.name, files=files, skipped=skipped, classes=names)
 
@@ -176,17 +189,19 @@ def _class_order(
     return {name: known[name] for name in folders}
 
 
-def _find(root: Path) -> list[Path]:
+def _find(root: Path, channels: int) -> list[Path]:
+    suffixes = file_suffixes(channels)
     if not root.is_dir():
         raise InputError(f"Image folder {root} does not exist or is not a folder.")
     paths = [
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(path.relative_to(root)) and path.is_file()
+        if path.suffix.lower() in suffixes and not _is_hidden(path.relative_to(root)) and path.is_file()
     ]
     if not paths:
+        arrays = "" if channels in PICTURE_CHANNELS else f", arrays uint8 [height, width, {channels}]"
         raise InputError(
-            f"Image folder {root} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"Image folder {root} holds no images; expected files ending in {', '.join(sorted(suffixes))}{arrays}."
         )
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
@@ -204,7 +219,7 @@ def _spread(paths: Sequence[Path], limit: int) -> list[Path]:
 
 
 def _read(
-    root: Path, paths: Sequence[Path], labels: Mapping[Path, int | None]
+    root: Path, paths: Sequence[Path], labels: Mapping[Path, int | None], channels: int
 ) -> tuple[tuple[ImageFile, ...], dict[str, str]]:
     files: list[ImageFile] = []
     skipped: dict[str, str] = {}
@@ -216,8 +231,11 @@ def _read(
             continue
         try:
             data = path.read_bytes()
-            with open_picture(io.BytesIO(data)) as image:
-                load_image(image)
+            if channels in PICTURE_CHANNELS:
+                with open_picture(io.BytesIO(data)) as image:
+                    load_image(image)
+            else:
+                load_channels(path, channels)
         except UnidentifiedImageError:
             # Pillow's own message would hold the address of the buffer.
             skipped[relative] = "not an image that Pillow can read"

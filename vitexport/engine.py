@@ -167,7 +167,7 @@ def lowered_layernorm(path: Path) -> tuple[str, ...]:
 
 
 def _profile(batch: BatchRange, spec: PreprocessSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    image = (3, spec.height, spec.width)
+    image = (spec.channels, spec.height, spec.width)
     return (batch.minimum, *image), (batch.optimum, *image), (batch.maximum, *image)
 
 

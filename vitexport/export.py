@@ -68,7 +68,7 @@ def export_onnx(  # noqa: PLR0913 - the target's three limits
 def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model:
     spec = source.preprocess
     # A traced batch of 1 would be taken for a constant; two is the smallest size that stays symbolic.
-    example = torch.zeros(2 if batch.is_dynamic else batch.minimum, 3, spec.height, spec.width)
+    example = torch.zeros(2 if batch.is_dynamic else batch.minimum, spec.channels, spec.height, spec.width)
     shapes = ({0: torch.export.Dim("batch", min=1, max=max(batch.maximum, 2))},) if batch.is_dynamic else None
     try:
         with quiet("torch.onnx", "onnxscript", "torch.export", "onnx_ir"):

@@ -3,6 +3,10 @@
 This is the only implementation: calibration, validation and the shipped runtime call it, so what was validated is what
 ships. It follows timm's evaluation transform (``timm.data.create_transform(..., is_training=False)``), which is built on
 torchvision's Pillow path, and is held equal to it, bit for bit before normalization, by a test.
+
+A model of one channel sees the picture in grey, converted before it is resized, as timm's loader does it with
+``input_img_mode="L"``. Two channels, or more than three, are no picture that Pillow knows: they come as an array, and each
+channel is resized as a grey picture.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from vitexport.errors import InputError, UsageError
 
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 CropMode = Literal["center", "squash", "border"]
+_Colour: TypeAlias = "int | tuple[int, ...]"
 
 RESAMPLING: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -40,6 +45,9 @@ _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.Decompressio
 _MOST_GREY = 255
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+ARRAY_SUFFIXES = frozenset({".npy"})
+# Numbers of channels that pictures have: grey and RGB.
+PICTURE_CHANNELS = (1, 3)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +56,7 @@ class PreprocessSpec:
 
     Attributes:
         height, width: Size of the model's input in pixels.
-        mean, std: Per channel (red, green, blue), for values scaled to 0…1.
+        mean, std: Per channel (red, green, blue for three), for values scaled to 0…1; as many as the model has channels.
         interpolation: A key of `RESAMPLING`.
         crop_pct: Share of the resized image that the crop keeps; the image is first resized to size / crop_pct.
         crop_mode: ``center`` keeps the aspect ratio and crops; ``squash`` resizes each side on its own; ``border``
@@ -57,8 +65,8 @@ class PreprocessSpec:
 
     height: int
     width: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str
     crop_pct: float
     crop_mode: CropMode = "center"
@@ -70,12 +78,27 @@ class PreprocessSpec:
             raise UsageError(f"Interpolation {self.interpolation!r} is unknown; use one of {', '.join(RESAMPLING)}.")
         if not 0.1 <= self.crop_pct <= 1:
             raise UsageError(f"crop_pct is {self.crop_pct}; it must be at least 0.1 and at most 1.")
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise UsageError(f"mean {self.mean} and std {self.std} must have three values each, red, green, blue.")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise UsageError(f"mean {self.mean} and std {self.std} must have one value each for every channel.")
         if not all(abs(value) <= 1e6 for value in self.mean) or not all(1e-6 <= value <= 1e6 for value in self.std):
             raise UsageError(f"mean {self.mean} must lie within ±1e6, and std {self.std} between 1e-6 and 1e6.")
         if self.crop_mode not in ("center", "squash", "border"):
             raise UsageError(f"crop_mode {self.crop_mode!r} is unknown; use center, squash or border.")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the model's input: 1 grey, 3 RGB; any other number is that of an array."""
+        return len(self.mean)
+
+    @property
+    def source_channels(self) -> int:
+        """Channels of what is preprocessed: a grey model takes RGB pictures too, and makes them grey."""
+        return 3 if self.channels == 1 else self.channels
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether Pillow's pictures can be its input; if not, arrays are."""
+        return self.channels in PICTURE_CHANNELS
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -91,24 +114,83 @@ class PreprocessSpec:
         return cls(
             height=int(data["height"]),
             width=int(data["width"]),
-            mean=_triple(data["mean"]),
-            std=_triple(data["std"]),
+            mean=_numbers(data["mean"]),
+            std=_numbers(data["std"]),
             interpolation=str(data["interpolation"]),
             crop_pct=float(data["crop_pct"]),
             crop_mode=cast(CropMode, data["crop_mode"]),
         )
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
+def file_suffixes(channels: int) -> frozenset[str]:
+    """How the names of files end that a model of so many channels takes."""
+    return IMAGE_SUFFIXES if channels in PICTURE_CHANNELS else ARRAY_SUFFIXES
 
 
-def load_image(source: ImageLike) -> Image.Image:
-    """Open a picture as RGB, as torchvision's folder loader does: ``convert("RGB")``, EXIF orientation not applied.
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def load_channels(source: ImageLike, channels: int) -> tuple[Image.Image, ...]:
+    """What is resized on its own: one RGB picture, one grey picture, or a grey picture of each channel of an array.
+
+    Args:
+        source: As `load_image`; where `channels` is neither 1 nor 3, an array uint8 [height, width, channels] or a path to
+            one (``.npy``).
+        channels: Of the model's input.
+
+    Raises:
+        InputError: As `load_image`; or the array has another shape or type.
+    """
+    if channels in PICTURE_CHANNELS:
+        return (load_image(source, "RGB" if channels == 3 else "L"),)
+    array = _load_array(source, channels)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or 0 in array.shape:
+        name = "An array" if isinstance(source, np.ndarray) else f"Array {source}"
+        raise InputError(
+            f"{name} has shape {array.shape} and type {array.dtype}; expected uint8, [height, width, {channels}]."
+        )
+    return tuple(Image.fromarray(np.ascontiguousarray(array[:, :, index])) for index in range(channels))
+
+
+def _load_array(source: ImageLike, channels: int) -> NDArray[Any]:
+    if isinstance(source, np.ndarray):
+        return source
+    what = f"a model of {channels} channels takes arrays, uint8 [height, width, {channels}], or .npy files of such"
+    if isinstance(source, Image.Image):
+        raise InputError(f"A Pillow image of mode {source.mode} was given; {what}.")
+    path = Path(source)
+    _check_regular(path, "Array")
+    if path.suffix.lower() not in ARRAY_SUFFIXES:
+        raise InputError(f"{path} was given; {what}. numpy.save writes them.")
+    try:
+        # Mapped, not read: a header that lies about its size must not take the memory.
+        array: NDArray[Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError, ArithmeticError) as error:
+        raise InputError(
+            f"{path} is not an array that NumPy can read: {' '.join(str(error).split()).rstrip('.')}."
+        ) from None
+    return array
+
+
+def _check_regular(path: Path, what: str) -> None:
+    """Refuse what is not there, and what would be waited for without end: a pipe."""
+    try:
+        if not path.exists():
+            raise InputError(f"{what} {str(path)!r} does not exist.")
+        if not path.is_file():
+            raise InputError(f"{path} is not a regular file.")
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(f"{what} {path} cannot be read: {str(error).rstrip('.')}.") from None
+
+
+def load_image(source: ImageLike, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """Open a picture as torchvision's folder loader does: ``convert("RGB")``, EXIF orientation not applied.
 
     Args:
         source: A path; a Pillow image; or an array of uint8, [height, width, 3] RGB or [height, width] grey.
+        mode: ``L`` converts to grey instead, as timm's loader does with ``input_img_mode="L"``; an array may then be
+            [height, width, 1] too.
 
     Raises:
         InputError: The file is missing, is not a picture or is cut short, or its grey values do not fit into 8 bits; or the
@@ -116,26 +198,23 @@ def load_image(source: ImageLike) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         try:
-            return _rgb(source)
+            return _converted(source, mode)
         except _DECODE_ERRORS as error:
             # Pillow reads the file behind a picture only now.
             raise InputError(f"A Pillow image cannot be read: {error}") from None
     if isinstance(source, np.ndarray):
-        grey_or_rgb = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)
+        grey = source[:, :, 0] if mode == "L" and source.ndim == 3 and source.shape[2] == 1 else source
+        grey_or_rgb = grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] == 3)
         if source.dtype != np.uint8 or not grey_or_rgb or 0 in source.shape:
             raise InputError(
                 f"An image array has shape {source.shape} and type {source.dtype}; "
                 "expected uint8, [height, width, 3] RGB or [height, width] grey."
             )
-        return Image.fromarray(source).convert("RGB")
+        return Image.fromarray(np.ascontiguousarray(grey)).convert(mode)
+    _check_regular(Path(source), "Image")
     try:
-        if not Path(source).exists():
-            raise InputError(f"Image {str(source)!r} does not exist.")
-        if not Path(source).is_file():
-            # A pipe would be waited for without end.
-            raise InputError(f"{source} is not a regular file.")
         with open_picture(source) as image:
-            return _rgb(image, f"Image {source}")
+            return _converted(image, mode, f"Image {source}")
     except UnidentifiedImageError:
         raise InputError(f"{source} is not an image that Pillow can read.") from None
     except _DECODE_ERRORS as error:
@@ -151,13 +230,13 @@ def open_picture(source: str | Path | io.BytesIO) -> Iterator[Image.Image]:
             yield image
 
 
-def _rgb(picture: Image.Image, name: str = "A Pillow image") -> Image.Image:
+def _converted(picture: Image.Image, mode: Literal["RGB", "L"], name: str = "A Pillow image") -> Image.Image:
     if (objection := _beyond_8_bits(picture)) is not None:
         raise InputError(f"{name} {objection}. Convert it to 8 bits first, scaled as the model's training images were.")
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         # The same pixels; Pillow would warn that a palette with transparency is to go through RGBA.
         picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    return picture.convert(mode)
 
 
 def _beyond_8_bits(picture: Image.Image) -> str | None:
@@ -174,41 +253,48 @@ def _beyond_8_bits(picture: Image.Image) -> str | None:
 
 
 def to_pixels(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """Resize and crop: uint8 [height, width, 3], what the model sees before normalization.
+    """Resize and crop: uint8 [height, width, channels], what the model sees before normalization.
 
     Raises:
-        InputError: As `load_image`.
+        InputError: As `load_channels`.
     """
-    picture = load_image(image)
+    pictures = load_channels(image, spec.channels)
+    mean = tuple(round(255 * value) for value in spec.mean)
+    if spec.channels == 3:
+        return np.asarray(_resized_and_cropped(pictures[0], spec, mean))
+    channels = zip(pictures, mean, strict=True)
+    return np.stack([np.asarray(_resized_and_cropped(picture, spec, level)) for picture, level in channels], axis=-1)
+
+
+def _resized_and_cropped(picture: Image.Image, spec: PreprocessSpec, mean: _Colour) -> Image.Image:
     height, width = math.floor(spec.height / spec.crop_pct), math.floor(spec.width / spec.crop_pct)
     resample = RESAMPLING[spec.interpolation]
     if spec.crop_mode == "squash":
         picture = picture.resize((width, height), resample)
-        return np.asarray(_center_crop(picture, spec.width, spec.height, (0, 0, 0)))
+        return _center_crop(picture, spec.width, spec.height)
     if spec.crop_mode == "border":
         picture = _resize_keep_ratio(picture, width, height, resample, longest=True)
-        fill = tuple(round(255 * value) for value in spec.mean)
-        return np.asarray(_center_crop(picture, spec.width, spec.height, cast("tuple[int, int, int]", fill)))
+        return _center_crop(picture, spec.width, spec.height, mean)
     if height == width:
         picture = _resize_shorter_side(picture, height, resample)
     else:
         picture = _resize_keep_ratio(picture, width, height, resample, longest=False)
-    return np.asarray(_center_crop(picture, spec.width, spec.height, (0, 0, 0)))
+    return _center_crop(picture, spec.width, spec.height)
 
 
 def normalize(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """uint8 [..., height, width, 3] to float32 [..., 3, height, width]: (value / 255 - mean) / std."""
+    """uint8 [..., height, width, channels] to float32 [..., channels, height, width]: (value / 255 - mean) / std."""
     scaled = np.moveaxis(pixels, -1, -3).astype(np.float32) / np.float32(255)
-    mean = np.asarray(spec.mean, np.float32).reshape(3, 1, 1)
-    std = np.asarray(spec.std, np.float32).reshape(3, 1, 1)
+    mean = np.asarray(spec.mean, np.float32).reshape(-1, 1, 1)
+    std = np.asarray(spec.std, np.float32).reshape(-1, 1, 1)
     return np.ascontiguousarray((scaled - mean) / std)
 
 
 def preprocess(image: ImageLike, spec: PreprocessSpec) -> NDArray[np.float32]:
-    """A picture to the model's input: float32 [3, height, width].
+    """A picture to the model's input: float32 [channels, height, width].
 
     Raises:
-        InputError: As `load_image`.
+        InputError: As `load_channels`.
     """
     return normalize(to_pixels(image, spec), spec)
 
@@ -230,12 +316,12 @@ def _resize_keep_ratio(
     return picture.resize(size, resample)
 
 
-def _center_crop(picture: Image.Image, width: int, height: int, fill: tuple[int, int, int]) -> Image.Image:
+def _center_crop(picture: Image.Image, width: int, height: int, fill: _Colour = 0) -> Image.Image:
     """As torchvision's CenterCrop: pads what is too small, then cuts; offsets are rounded half to even."""
     if picture.width < width or picture.height < height:
         left = max((width - picture.width) // 2, 0)
         top = max((height - picture.height) // 2, 0)
-        canvas = Image.new("RGB", (max(picture.width, width), max(picture.height, height)), fill)
+        canvas = Image.new(picture.mode, (max(picture.width, width), max(picture.height, height)), fill)
         canvas.paste(picture, (left, top))
         picture = canvas
     left = round((picture.width - width) / 2.0)

@@ -70,6 +70,38 @@ def test_pixels_are_pillow_s(interpolation: str, mode: CropMode, height: int, wi
         np.testing.assert_array_equal(seen[0], preprocess(picture, spec), err_msg=str(size))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("interpolation", ["nearest", "box", "bicubic"])
+def test_a_grey_model_takes_rgb_and_sees_pillow_s_grey(interpolation: str, mode: CropMode) -> None:
+    spec = spec_of(height=48, width=64, mean=(0.449,), std=(0.226,), interpolation=interpolation, crop_mode=mode)
+    backend = computed(spec)
+    for size in SIZES:
+        picture = photograph(*size)
+        seen = backend.tensors(np.asarray(picture)[None])[0]
+        assert seen.shape == (1, 1, 48, 64)
+        np.testing.assert_array_equal(seen[0], preprocess(picture, spec), err_msg=str(size))
+
+
+def test_every_grey_of_pillow_is_computed() -> None:
+    """Pillow's conversion of all 2^24 colours, by red; the graph neither resizes nor normalizes visibly here."""
+    spec = spec_of(height=256, width=256, mean=(0.0,), std=(1.0,), crop_pct=1.0)
+    backend = computed(spec)
+    green, blue = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    for red in range(0, 256, 15):
+        colours = np.stack([np.full_like(green, red), green, blue], axis=-1).astype(np.uint8)
+        seen = np.rint(backend.tensors(colours[None])[0][0, 0] * 255).astype(np.uint8)
+        np.testing.assert_array_equal(seen, np.asarray(Image.fromarray(colours).convert("L")))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_each_channel_of_an_array_is_resized_as_a_grey_picture(channels: int) -> None:
+    spec = spec_of(mean=(0.4,) * channels, std=(0.2,) * channels, crop_mode="border")
+    backend = computed(spec)
+    for width, height in SIZES:
+        array = np.random.default_rng(width).integers(0, 256, (height, width, channels), dtype=np.uint8)
+        np.testing.assert_array_equal(backend.tensors(array[None])[0][0], preprocess(array, spec))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     width=st.integers(1, 90),
@@ -87,7 +119,7 @@ def test_noise_of_any_size_is_pillow_s_too(width: int, height: int, seed: int, c
 
 def test_the_limits_hold_on_the_package_s_pictures_and_a_wrong_filter_fails_them() -> None:
     spec = spec_of(height=96, width=96)
-    pictures = {name: picture for name, picture in odd_pictures().items() if "4000" not in name}
+    pictures = {name: picture for name, picture in odd_pictures(spec).items() if "4000" not in name}
     backend, other = computed(spec), computed(spec_of(height=96, width=96, interpolation="bilinear"))
     right = compare_pictures(pictures, spec, lambda picture: backend.tensors(picture[None])[0][0])
     wrong = compare_pictures(pictures, spec, lambda picture: other.tensors(picture[None])[0][0])

@@ -51,7 +51,7 @@ def write_app(bundle: Bundle, kind: AppKind, out: Path) -> tuple[str, ...]:
     """Write the project for `kind` into the new folder `out`; returns its files.
 
     Raises:
-        UsageError: The bundle has no model that takes the picture, names no classes, or takes no single picture.
+        UsageError: The bundle has no model that takes the picture, names no classes, or takes no single picture, or arrays.
         InputError: `out` exists, or cannot be written.
     """
     model = _model(bundle)
@@ -81,6 +81,11 @@ def _model(bundle: Bundle) -> Path:
     manifest, model = bundle.manifest, bundle.artifact(ONNX_APP)
     if manifest.num_classes is None:
         raise UsageError(f"Bundle {bundle.root} names no classes, and the projects show classes; run its ONNX by hand.")
+    if not manifest.preprocess.takes_pictures:
+        raise UsageError(
+            f"The model of bundle {bundle.root} takes arrays of {manifest.preprocess.channels} channels, and the projects "
+            "show pictures; run its ONNX by hand."
+        )
     if model is None:
         raise UsageError(
             f"Bundle {bundle.root} has no model that takes the picture itself; build it with --target web, with --target "

@@ -521,7 +521,13 @@ def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:
     manifest = bundle.manifest
     if manifest.num_classes is None:
         raise UsageError(f"--data: bundle {bundle.root} names no classes, so there is no accuracy; leave --data out.")
-    return open_labelled(data, labels=manifest.labels, synsets=manifest.synsets, classes=manifest.num_classes)
+    return open_labelled(
+        data,
+        labels=manifest.labels,
+        synsets=manifest.synsets,
+        classes=manifest.num_classes,
+        channels=manifest.preprocess.channels,
+    )
 
 
 def _finish(report: Report, *, as_json: bool, verbose: bool) -> int:

@@ -39,8 +39,21 @@ class KeyValue(click.ParamType[tuple[str, Any]]):
             return key, text
 
 
+class Size(click.ParamType["int | tuple[int, int]"]):
+    """Pixels: one side of a square, ``224``, or height and width, ``256x128``."""
+
+    name = "PIXELS|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        sides = str(value).lower().replace("×", "x").split("x")
+        if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) < 6 and int(side) for side in sides):
+            self.fail(f"{value!r} is not a size in pixels, for example 224, or 256x128 (height x width)", param, ctx)
+        numbers = [int(side) for side in sides]
+        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """One number, or three with commas or spaces between: ``0.5`` or ``0.485,0.456,0.406``."""
+    """One number, or one for each channel with commas or spaces between: ``0.5`` or ``0.485,0.456,0.406``."""
 
     name = "R,G,B"
 
@@ -49,8 +62,8 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             numbers = tuple(float(part) for part in str(value).replace(",", " ").split())
         except ValueError:
             numbers = ()
-        if len(numbers) not in (1, 3):
-            self.fail(f"{value!r} is not one number or three, for example 0.485,0.456,0.406", param, ctx)
+        if not numbers:
+            self.fail(f"{value!r} is not one number, or one for each channel, for example 0.485,0.456,0.406", param, ctx)
         return numbers
 
 
@@ -109,7 +122,13 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Argument for timm.create_model; repeatable.",
     ),
     click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Width of the classifier."),
-    click.option("--img-size", type=click.IntRange(min=1), metavar="PIXELS", help="Side of the input image."),
+    click.option("--img-size", type=Size(), help="Side of the input image, or its height and width."),
+    click.option(
+        "--in-chans",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Input channels: 1 sees pictures in grey; 2, or more than 3, takes arrays (.npy).",
+    ),
     click.option(
         "--head",
         type=click.Choice(["classifier", "none", "features", "tokens"]),
@@ -130,8 +149,8 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--crop-mode",
         type=click.Choice(["center", "squash", "border"]),
-        help="center: keep the aspect ratio and crop; squash: resize each side on its own; border: fit and pad with the "
-        "mean (default: the model's own).",
+        help="center keeps the aspect ratio and crops, squash resizes each side on its own, border fits the longer side and "
+        "pads with the mean (default: the model's own).",
     ),
     click.option(
         "--interpolation",
@@ -182,6 +201,12 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--data", type=PATH, metavar="DIR", help="Labelled validation images, one folder per class."),
     click.option("--labels", type=PATH, metavar="FILE", help="Class names in the order of the logits, one a line."),
     click.option("--batch", default="1", show_default=True, metavar="N | MIN:OPT:MAX", help="Static batch, or a range."),
+    click.option(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="ONNX opset of the files (default: the newest that vitexport writes and the target reads).",
+    ),
     click.option(
         "--embed-preprocess/--no-embed-preprocess",
         default=None,

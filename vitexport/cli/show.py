@@ -20,7 +20,8 @@ from rich.text import Text
 
 from vitexport.artifacts import Outputs, describe_outputs, silent
 from vitexport.artifacts import Progress as ProgressCallback
-from vitexport.bundle import Bundle
+from vitexport.bundle import Bundle, Manifest
+from vitexport.preprocess import PreprocessSpec
 from vitexport.report import (
     BLOCK_COLUMNS,
     CANDIDATE_COLUMNS,
@@ -347,6 +348,25 @@ def show_target(target: Target, device: Device) -> None:
     Output().show(table)
 
 
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+
+def _requires(manifest: Manifest) -> str:
+    """The least release that runs each file, with what decides it of an ONNX file."""
+    parts = []
+    for role, needs in manifest.requires.items():
+        least = ", ".join(f"{_RUNTIMES[name]} {value}" for name, value in needs.items() if name in _RUNTIMES)
+        detail = f" (opset {needs['opset']}, IR version {needs['ir_version']})" if "opset" in needs else ""
+        parts.append(f"{manifest.artifacts.get(role, role)}: {least}{detail}")
+    return "; ".join(parts)
+
+
+def _input(spec: PreprocessSpec) -> str:
+    colours = {1: "grey", 3: "RGB"}.get(spec.channels, f"{spec.channels} channels")
+    crop = f"{spec.interpolation}, crop {spec.crop_pct:g} ({spec.crop_mode})"
+    return f"{spec.height} x {spec.width} {colours}, {crop}"
+
+
 def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
     """What a bundle is, what is in it, and what was found when it was built."""
     manifest = bundle.manifest
@@ -361,9 +381,10 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
         ("target", f"{manifest.target.name} ({manifest.target.id}), {_stack(manifest.target)}"),
         ("precision", manifest.precision),
         ("batch", str(manifest.batch)),
-        ("input", f"{spec.height} x {spec.width}, {spec.interpolation}, crop {spec.crop_pct:g} ({spec.crop_mode})"),
+        ("input", _input(spec)),
         ("normalization", f"mean {spec.mean}, std {spec.std}"),
         ("labels", f"{', '.join(labels[:5])}{' …' if len(labels) > 5 else ''}" if labels else "none"),
+        *([("requires", _requires(manifest))] if manifest.requires else []),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]
     if manifest.recipe is not None:

@@ -35,14 +35,15 @@ def build_request(arguments: dict[str, Any]) -> Any:
         kwargs=dict(arguments["model_kwargs"]),
         num_classes=arguments["num_classes"],
         img_size=arguments["img_size"],
+        in_chans=arguments["in_chans"],
         head=arguments["head"],
         features=arguments["features"],
         softmax=arguments["softmax"],
         mean=arguments["mean"],
         std=arguments["std"],
         crop_pct=arguments["crop_pct"],
-        interpolation=arguments["interpolation"],
         crop_mode=arguments["crop_mode"],
+        interpolation=arguments["interpolation"],
         seed=arguments["seed"],
     )
     return BuildRequest(
@@ -66,6 +67,7 @@ def build_request(arguments: dict[str, Any]) -> Any:
         data=arguments["data"],
         labels=arguments["labels"],
         batch=BatchRange.parse(arguments["batch"]),
+        opset=arguments["opset"],
         embed_preprocess=arguments["embed_preprocess"],
         top_indices=arguments["top_indices"],
         budget=Budget(

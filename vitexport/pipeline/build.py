@@ -24,6 +24,7 @@ from vitexport.pipeline.checkpoints import keep_checkpoints
 from vitexport.pipeline.embed import Embedded, embed
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.request import BuildRequest
+from vitexport.pipeline.requires import requirements
 from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
 from vitexport.preprocess import normalize
 from vitexport.quantize.fallback import most_sensitive_first
@@ -452,6 +453,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
             artifacts=artifacts,
             engine=_engine_json(engine),
             recipe=dataclasses.asdict(chosen.recipe) if chosen.recipe is not None else None,
+            requires=requirements(folder, artifacts, work.prepared.target, engine),
             files=bundles.hash_files(folder),
         ),
     )

@@ -1,7 +1,8 @@
 """A shipped graph enters; the one file that an application needs, held against the Python preprocessing, leaves beside it.
 
 ``model.app.onnx`` takes the picture, uint8 [batch, any height, any width, 3], and names the classes; labels, preprocessing
-and provenance are in its metadata. Where it does not do what the bundle does in Python, it does not ship.
+and provenance are in its metadata. Where it does not do what the bundle does in Python, it does not ship. For a model of two
+channels, or of more than three, the picture is an array of as many.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vitexport.artifacts import OnnxModel, Outputs, OutputSpec, data_file
 from vitexport.errors import ToolchainError
 from vitexport.machine import library_versions
 from vitexport.pipeline.candidates import is_foreign
 from vitexport.pipeline.work import Work
-from vitexport.preprocess import preprocess
+from vitexport.preprocess import ImageLike, preprocess
 from vitexport.report import Check, at_least, skipped
 from vitexport.rewrites import InPlacePass, apply, load, remove, save, session
 from vitexport.rewrites.embed_preprocess import EmbedPreprocess, preprocess_model
@@ -99,7 +99,8 @@ def _scores(outputs: tuple[OutputSpec, ...]) -> OutputSpec | None:
 
 
 def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str, list[int]]) -> Embedded:
-    spec, pictures = work.prepared.source.preprocess, odd_pictures()
+    spec = work.prepared.source.preprocess
+    pictures = odd_pictures(spec)
     alone = preprocess_model(spec, output="pixels", opset=shipped.opset)
     apply(alone, EmbedPreprocess(spec))
     pixels = session(alone)
@@ -137,7 +138,7 @@ def _first(results: list[NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def _outputs_check(
-    work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pictures: Mapping[str, Image.Image]
+    work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pictures: Mapping[str, ImageLike]
 ) -> Check:
     """The same pictures through both files: the same classes first, or outputs that point the same way."""
     outputs, spec, count = work.prepared.source.outputs, work.prepared.source.preprocess, work.request.batch.minimum
@@ -162,7 +163,8 @@ def _cost(
     work: Work, pixels: OnnxRuntimeBackend, plain: OnnxRuntimeBackend | None = None, app: OnnxRuntimeBackend | None = None
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """One photograph of 640 x 480 through both ways, in turn in one run; without the model where this machine has none."""
-    spec, picture, count = work.prepared.source.preprocess, typical_picture(), work.request.batch.minimum
+    spec, count = work.prepared.source.preprocess, work.request.batch.minimum
+    picture = typical_picture(spec)
     prepared = np.repeat(preprocess(picture, spec)[None], count, axis=0)
     array = np.repeat(np.asarray(picture)[None], count, axis=0)
     runners: dict[str, Runner] = {

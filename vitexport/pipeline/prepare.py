@@ -19,13 +19,15 @@ from vitexport.pipeline.request import BuildRequest, Plan
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
-from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all
+from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all, with_opset
 
 T = TypeVar("T")
 FEW_CALIBRATION_IMAGES = 32
 UNLABELLED_EVALUATION = 256
 ENOUGH_UNUSED = 64
 USABLE_SHARE = 0.8
+# What is said of them: nothing where they are what one expects.
+_CHANNELS = {1: ", grey", 3: ""}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,8 +84,10 @@ def plan(request: BuildRequest) -> Plan:
     precisions = _fastest_first(precisions, prediction)
     if target is not None:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
+    if loaded is not None:
+        prepared_findings += _frozen_size(*loaded)
     _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
-    evaluation, _ = _evaluation(request, calibration, data, problems)
+    evaluation, _ = _evaluation(request, source, calibration, data, problems)
     _replay(request, target, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
     errors = [Finding(level="error", message=str(error)) for error in problems.errors]
@@ -113,8 +117,10 @@ def prepare(request: BuildRequest) -> Prepared:
     notes: list[Finding] = []
     if target is not None:
         notes += _target_findings(request, target, precisions, source, problems)
+    if loaded is not None:
+        notes += _frozen_size(*loaded)
     labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
-    evaluation, about = _evaluation(request, calibration, data, problems)
+    evaluation, about = _evaluation(request, source, calibration, data, problems)
     replay = _replay(request, target, calibration, problems)
     problems.raise_all()
     if loaded is None or target is None or out is None:
@@ -144,6 +150,9 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
     if target is not None:
         resolved = target
         precisions = _candidates(request, resolved)
+        if (opset := request.opset) is not None:
+            resolved = problems.attempt(lambda: with_opset(resolved, opset, precisions)) or resolved
+            target = resolved
         if resolved.runtime == "tensorrt-rtx" and not is_installed("tensorrt-rtx"):
             problems.errors.append(missing_library("tensorrt-rtx", f"Compiling the engine for {resolved.name}"))
         out = request.out or Path(default_name(_called(request), resolved))
@@ -273,6 +282,7 @@ def _image_sets(
 ) -> tuple[tuple[str, ...] | None, ImageSet | None, ImageSet | None]:
     """Labels, calibration images and labelled images, each read once so that a bad one is known now."""
     classes = source.num_classes if source else None
+    channels = _channels(request, source)
     if source is not None and classes is None and (request.labels is not None or request.data is not None):
         problems.errors.append(_no_classes(source))
         return None, None, None
@@ -285,15 +295,27 @@ def _image_sets(
     calibration = None
     if request.calibration is not None and (needs_calibration or request.data is None):
         folder = request.calibration
-        calibration = problems.attempt(lambda: open_images(folder, limit=max(request.calibration_size, 1)))
+        calibration = problems.attempt(
+            lambda: open_images(folder, limit=max(request.calibration_size, 1), channels=channels)
+        )
     data = None
     if request.data is not None and classes is not None and not (request.labels is not None and labels is None):
         root = request.data
         synsets = source.synsets if source is not None and request.labels is None else None
-        data = problems.attempt(lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes))
+        data = problems.attempt(
+            lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes, channels=channels)
+        )
     if labels is None and data is not None:
         labels = data.classes
     return labels, calibration, data
+
+
+def _channels(request: BuildRequest, source: ModelSource | None) -> int:
+    """Of the model; where it could not be loaded, what was asked for."""
+    if source is not None:
+        return source.preprocess.channels
+    asked = request.model.in_chans or request.model.kwargs.get("in_chans")
+    return asked if isinstance(asked, int) and asked > 0 else 3
 
 
 def _no_classes(source: ModelSource) -> UsageError:
@@ -305,7 +327,11 @@ def _no_classes(source: ModelSource) -> UsageError:
 
 
 def _evaluation(
-    request: BuildRequest, calibration: ImageSet | None, data: ImageSet | None, problems: _Problems
+    request: BuildRequest,
+    source: ModelSource | None,
+    calibration: ImageSet | None,
+    data: ImageSet | None,
+    problems: _Problems,
 ) -> tuple[ImageSet | None, str]:
     """What the result is judged on: labelled images; else images that calibration left over; else what there is."""
     if data is not None:
@@ -314,8 +340,8 @@ def _evaluation(
     if calibration is None or folder is None:
         return None, "views of the package's photographs"
     if len(calibration.unused) >= ENOUGH_UNUSED:
-        unused = calibration.unused
-        left = problems.attempt(lambda: open_images(folder, limit=UNLABELLED_EVALUATION, among=unused))
+        unused, channels = calibration.unused, _channels(request, source)
+        left = problems.attempt(lambda: open_images(folder, limit=UNLABELLED_EVALUATION, among=unused, channels=channels))
         return left, "images that calibration did not use"
     return calibration, "the calibration images themselves, for want of others"
 
@@ -341,6 +367,18 @@ def _replay(
         kept, images = replay, calibration
         problems.attempt(lambda: kept.check_images(images))
     return replay
+
+
+def _frozen_size(model: sources.LiveModel, source: ModelSource) -> list[Finding]:
+    """A note where the model takes other sizes in PyTorch; an exported graph takes one."""
+    if not sources.takes_other_sizes(model):
+        return []
+    spec = source.preprocess
+    message = (
+        f"{source.name} was made with dynamic_img_size; it is exported for {spec.height} x {spec.width} only. Build it "
+        "again with another --img-size for another size."
+    )
+    return [Finding(level="note", message=message)]
 
 
 def _image_findings(calibration: ImageSet | None, evaluation: ImageSet | None) -> list[Finding]:
@@ -375,7 +413,8 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
         weights = "pretrained" if request.model.pretrained and request.model.checkpoint is None else source.weights
         steps.append(
             f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
-            f"{spec.height} x {spec.width} pixels), weights {weights}"
+            f"{spec.height} x {spec.width} pixels{_CHANNELS.get(spec.channels, f', {spec.channels} channels')}), "
+            f"weights {weights}"
         )
         if source.loading is not None:
             steps[-1] += f": {source.loading}"

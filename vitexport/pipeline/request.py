@@ -33,6 +33,7 @@ class BuildRequest:
         data: Labelled validation images, one folder per class.
         labels: File of class names in the order of the logits.
         batch: Batch sizes that the artifact accepts.
+        opset: ONNX opset that the files are written with; None takes the newest that vitexport writes and the target reads.
         embed_preprocess: Whether the bundle gets a model that takes the picture itself; None: as the target wants it.
         top_indices: How many classes that model names; 0 leaves probabilities and ranking out of it.
         budget: Accuracy that may be lost.
@@ -52,6 +53,7 @@ class BuildRequest:
     data: Path | None = None
     labels: Path | None = None
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
+    opset: int | None = None
     embed_preprocess: bool | None = None
     top_indices: int = 5
     budget: Budget = dataclasses.field(default_factory=Budget)

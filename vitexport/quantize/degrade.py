@@ -6,6 +6,8 @@ copies kept 2 to 6 dB more on noisy, turned and overexposed pictures and lost no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -23,7 +25,7 @@ def degraded(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     """One degraded copy: noisy, turned, exposed otherwise or blurred, by turns.
 
     Args:
-        pixels: uint8 [height, width, 3].
+        pixels: uint8 [height, width, channels].
         number: Of the copy: it decides the kind, and seeds how far it goes.
     """
     random = np.random.Generator(np.random.PCG64(number))
@@ -38,7 +40,7 @@ def degraded(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
         changed = (pixels.astype(np.float64) - 128) * contrast + 128 * brightness
         return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
     radius = max(0.5, min(pixels.shape[:2]) * LARGEST_BLUR * strength)
-    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)), np.uint8)
+    return _by_pillow(pixels, lambda picture: picture.filter(ImageFilter.GaussianBlur(radius)))
 
 
 def _turned(pixels: NDArray[np.uint8], angle: float) -> NDArray[np.uint8]:
@@ -46,8 +48,16 @@ def _turned(pixels: NDArray[np.uint8], angle: float) -> NDArray[np.uint8]:
     height, width = pixels.shape[:2]
     border = max(height, width) // 4
     padded = np.pad(pixels, ((border, border), (border, border), (0, 0)), mode="edge")
-    turned = Image.fromarray(padded).rotate(angle, resample=Image.Resampling.BILINEAR)
-    return np.asarray(turned, np.uint8)[border : border + height, border : border + width]
+    turned = _by_pillow(padded, lambda picture: picture.rotate(angle, resample=Image.Resampling.BILINEAR))
+    return turned[border : border + height, border : border + width]
+
+
+def _by_pillow(pixels: NDArray[np.uint8], change: Callable[[Image.Image], Image.Image]) -> NDArray[np.uint8]:
+    """`pixels` as Pillow changes them: RGB at once, any other number of channels each on its own, as a grey picture."""
+    if pixels.shape[-1] == 3:
+        return np.asarray(change(Image.fromarray(pixels)), np.uint8)
+    channels = [Image.fromarray(np.ascontiguousarray(pixels[..., index])) for index in range(pixels.shape[-1])]
+    return np.stack([np.asarray(change(channel), np.uint8) for channel in channels], axis=-1)
 
 
 def _between(limits: tuple[float, float], share: float) -> float:

@@ -1,10 +1,12 @@
 """A model of normalized pixels and a `PreprocessSpec` enter; the model that takes the picture itself leaves.
 
-Its input becomes uint8 [batch, height, width, 3], RGB of any size; resizing, cropping, scaling and normalization come before
-the old input, in standard operators of opset 13. Resizing follows Pillow (libImaging/Resample.c) bit for bit: a separable
-filter that is stretched where it shrinks, rounded to 8 bits after each direction, with weights of 22 fractional bits. Each
-direction is a product with a matrix that the graph computes in float64 from the picture's size. Most of that matrix is zero,
-so it is applied in bands, each to the window of source pixels that it reads; what the crop cuts off is never computed.
+Its input becomes uint8 [batch, height, width, 3], RGB of any size, which for a model of one channel is made grey first;
+for a model of two channels, or of more than three, uint8 [batch, height, width, channels]. Resizing, cropping, scaling
+and normalization come before the old input, in standard operators of opset 13. Resizing follows Pillow
+(libImaging/Resample.c) bit for bit: a separable filter that is stretched where it shrinks, rounded to 8 bits after each
+direction, with weights of 22 fractional bits. Each direction is a product with a matrix that the graph computes in
+float64 from the picture's size. Most of that matrix is zero, so it is applied in bands, each to the window of source
+pixels that it reads; what the crop cuts off is never computed.
 
 Pillow resizes along the rows first. Pillow 13 resizes along the columns first where that takes away more than twice as many
 pixels (found by comparing 2,480 random sizes with its two directions done one by one); so does the graph. Pictures of more
@@ -48,6 +50,9 @@ SUPPORT: Mapping[str, float] = {
     "bicubic": 2.0,
     "lanczos": 3.0,
 }
+# Red, green and blue of a grey value, and what they sum to (Pillow's libImaging/Convert.c, L24).
+GREY_WEIGHTS = (19595, 38470, 7471)
+GREY_ONE = 65536
 PREFIX = "preprocess"
 
 
@@ -58,12 +63,12 @@ class EmbedPreprocess(InPlacePass):
         self.spec = spec
 
     def requires(self, model: ir.Model) -> None:
-        """One input, ``image``, float32 [batch, 3, height, width] of the size in the spec."""
+        """One input, ``image``, float32 [batch, channels, height, width] of the size in the spec."""
         inputs = [(value.name, value.dtype) for value in model.graph.inputs]
         if inputs != [(INPUT_NAME, ir.DataType.FLOAT)]:
             raise PreconditionError(f"inputs are {inputs}; expected {INPUT_NAME}, float32")
         shape = model.graph.inputs[0].shape
-        expected = (3, self.spec.height, self.spec.width)
+        expected = (self.spec.channels, self.spec.height, self.spec.width)
         if shape is None or tuple(shape)[1:] != expected:
             raise PreconditionError(f"{INPUT_NAME} is {shape}; expected [batch, {', '.join(map(str, expected))}]")
 
@@ -75,7 +80,7 @@ class EmbedPreprocess(InPlacePass):
         image = ir.Value(
             name=INPUT_NAME,
             type=ir.TensorType(ir.DataType.UINT8),
-            shape=ir.Shape([batch, "image_height", "image_width", 3]),
+            shape=ir.Shape([batch, "image_height", "image_width", self.spec.source_channels]),
         )
         first = next(iter(graph))
         steps = _Steps()
@@ -97,8 +102,8 @@ class EmbedPreprocess(InPlacePass):
 
 
 def preprocess_model(spec: PreprocessSpec, *, output: str, opset: int) -> ir.Model:
-    """A model that hands on its input, float32 [batch, 3, height, width], as `output`, for `EmbedPreprocess` to begin."""
-    shape = ir.Shape(["batch", 3, spec.height, spec.width])
+    """A model that hands on its input, float32 [batch, channels, height, width], as `output`, for `EmbedPreprocess`."""
+    shape = ir.Shape(["batch", spec.channels, spec.height, spec.width])
     image = ir.Value(name=INPUT_NAME, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
     identity = ir.Node("", "Identity", [image], name=f"{PREFIX}/{output}")
     result = identity.outputs[0]
@@ -216,7 +221,7 @@ class _Matrix:
 
 
 def _pixels(steps: _Steps, image: ir.Value, spec: PreprocessSpec) -> ir.Value:
-    """uint8 [batch, any height, any width, 3] to whole numbers 0…255, float32 [batch, height, 3, width]."""
+    """uint8 [batch, any height, any width, channels] to whole numbers 0…255, float32 [batch, height, channels, width]."""
     sizes = steps.op("Shape", image)
     height, width = (steps.op("Gather", sizes, steps.integer(index)) for index in (1, 2))
     rows, columns = (
@@ -228,16 +233,27 @@ def _pixels(steps: _Steps, image: ir.Value, spec: PreprocessSpec) -> ir.Value:
     down, across = _matrix(steps, rows, spec), _matrix(steps, columns, spec)
     if spec.interpolation == "nearest":
         # It copies pixels, so the order does not matter.
-        flat = _rows_first(steps, image, down, across)
+        flat = _rows_first(steps, image, down, across, spec.channels)
     else:
         first, second = steps.branch(), steps.branch()
         flat = steps.choose(
             _takes_more(steps, rows, columns),
-            second.graph(_columns_first(second, image, down, across), "columns_first"),
-            first.graph(_rows_first(first, image, down, across), "rows_first"),
+            second.graph(_columns_first(second, image, down, across, spec.channels), "columns_first"),
+            first.graph(_rows_first(first, image, down, across, spec.channels), "rows_first"),
         )
-    pixels = steps.reshape(flat, 0, 0, 3, spec.width)
+    pixels = steps.reshape(flat, 0, 0, spec.channels, spec.width)
     return _filled(steps, pixels, rows, columns, spec) if spec.crop_mode == "border" else pixels
+
+
+def _grey(steps: _Steps, planes: ir.Value) -> ir.Value:
+    """Rows of red, green and blue, float32 [batch, rows, 3, width], to grey [batch, rows, 1, width].
+
+    As Pillow's ``convert("L")`` (libImaging/Convert.c), which weighs in integers, of 65536 parts, and rounds half up;
+    float32 holds every such sum exactly.
+    """
+    weighted = steps.op("MatMul", steps.constant(np.asarray([GREY_WEIGHTS]), np.float32), planes)
+    half_up = steps.op("Add", weighted, steps.constant(GREY_ONE / 2, np.float32))
+    return steps.op("Floor", steps.op("Mul", half_up, steps.constant(1 / GREY_ONE, np.float32)))
 
 
 def _takes_more(steps: _Steps, rows: _Axis, columns: _Axis) -> ir.Value:
@@ -247,28 +263,32 @@ def _takes_more(steps: _Steps, rows: _Axis, columns: _Axis) -> ir.Value:
     return steps.op("And", more, steps.op("Less", steps.integer(0), fewer[0]))
 
 
-def _rows_first(steps: _Steps, image: ir.Value, down: _Matrix, across: _Matrix) -> ir.Value:
-    """Along the rows that the columns will read, then along the columns: float32 [batch, height, 3 x width]."""
+def _rows_first(steps: _Steps, image: ir.Value, down: _Matrix, across: _Matrix, channels: int) -> ir.Value:
+    """Along the rows that the columns will read, then along the columns: float32 [batch, height, channels x width]."""
     first = steps.op("Gather", down.starts, steps.integers(0))
     last = steps.op("Gather", down.starts, steps.integers(down.bands - 1))
     end = steps.op("Add", last, down.length)
     kept = steps.op("Slice", image, first, end, steps.integers(1))
-    flat = steps.reshape(_across(steps, kept, across), 0, 0, 3 * across.target)
+    resized = _across(steps, kept, across, grey=channels == 1)
+    flat = steps.reshape(resized, 0, 0, channels * across.target)
     return _down(steps, flat, down, begin=first)
 
 
-def _columns_first(steps: _Steps, image: ir.Value, down: _Matrix, across: _Matrix) -> ir.Value:
+def _columns_first(steps: _Steps, image: ir.Value, down: _Matrix, across: _Matrix, channels: int) -> ir.Value:
     """Along the columns, then along the rows: the same shape."""
+    if channels == 1:
+        image = _grey(steps, steps.float32(steps.op("Transpose", image, perm=[0, 1, 3, 2])))
     shorter = _down(steps, steps.reshape(image, 0, 0, -1), down, begin=steps.integers(0))
-    return steps.reshape(_across(steps, steps.reshape(shorter, 0, 0, -1, 3), across), 0, 0, 3 * across.target)
+    resized = _across(steps, steps.reshape(shorter, 0, 0, -1, channels), across)
+    return steps.reshape(resized, 0, 0, channels * across.target)
 
 
 def _normalized(steps: _Steps, pixels: ir.Value, spec: PreprocessSpec) -> ir.Value:
-    """What `_pixels` returns to (value / 255 - mean) / std, float32 [batch, 3, height, width].
+    """What `_pixels` returns to (value / 255 - mean) / std, float32 [batch, channels, height, width].
 
     Step by step as Python does it: a difference in the last bit would round otherwise where a layer is INT8.
     """
-    mean, std = (steps.constant(np.reshape(values, (3, 1, 1)), np.float32) for values in (spec.mean, spec.std))
+    mean, std = (steps.constant(np.reshape(values, (-1, 1, 1)), np.float32) for values in (spec.mean, spec.std))
     planes = steps.op("Transpose", pixels, perm=[0, 2, 1, 3])
     scaled = steps.op("Div", planes, steps.constant(255, np.float32))
     return steps.op("Div", steps.op("Sub", scaled, mean), std)
@@ -377,15 +397,20 @@ def _range(steps: _Steps, start: ir.Value, end: ir.Value, step: ir.Value) -> ir.
     return steps.op("Range", start, end, step)
 
 
-def _across(steps: _Steps, image: ir.Value, matrix: _Matrix) -> ir.Value:
-    """Resize along the rows: [batch, rows, any, 3] to 8 bits in float32 [batch, rows, 3, target]."""
+def _across(steps: _Steps, image: ir.Value, matrix: _Matrix, *, grey: bool = False) -> ir.Value:
+    """Resize along the rows: [batch, rows, any, channels] to 8 bits in float32 [batch, rows, channels, target].
+
+    With `grey` the channels are red, green and blue, and what is resized is their grey.
+    """
     transposed = steps.op("Transpose", matrix.weights, perm=[0, 2, 1])
     parts = []
     for index in range(matrix.bands):
         start = steps.op("Gather", matrix.starts, steps.integers(index))
         window = steps.op("Transpose", _window(steps, image, start, matrix.length, axis=2), perm=[0, 1, 3, 2])
         weights = steps.op("Gather", transposed, steps.integer(index))
-        parts.append(_eight_bits(steps, steps.op("MatMul", steps.float32(window), weights), matrix, axis=3))
+        planes = steps.float32(window)
+        sums = steps.op("MatMul", _grey(steps, planes) if grey else planes, weights)
+        parts.append(_eight_bits(steps, sums, matrix, axis=3))
     return _joined(steps, parts, matrix, axis=3)
 
 
@@ -442,7 +467,7 @@ def _filled(steps: _Steps, pixels: ir.Value, rows: _Axis, columns: _Axis, spec: 
         indices = _range(steps, axis.offset, steps.op("Add", axis.offset, steps.integer(axis.target)), steps.integer(1))
         begun = steps.op("Not", steps.op("Less", indices, steps.integer(0)))
         inside.append(steps.reshape(steps.op("And", begun, steps.op("Less", indices, axis.resized)), *shape))
-    fill = np.asarray([round(255 * value) for value in spec.mean]).reshape(3, 1)
+    fill = np.asarray([round(255 * value) for value in spec.mean]).reshape(-1, 1)
     return steps.op("Where", steps.op("And", *inside), pixels, steps.constant(fill, np.float32))
 
 

@@ -105,7 +105,9 @@ class Model:
         """Run one picture, or several.
 
         Args:
-            images: A path, a Pillow image or a uint8 array [height, width, 3]; or a list of these.
+            images: A path, a Pillow image or a uint8 array [height, width, 3]; or a list of these. A model of one channel
+                takes the same and sees them in grey; one of two, or of more than three, takes arrays uint8 [height, width,
+                channels] and paths of ``.npy`` files.
 
         Raises:
             InputError: A picture cannot be read.
@@ -116,14 +118,15 @@ class Model:
         return self._prediction(join(list(self._parts(several))))
 
     def predict_tensor(self, tensor: NDArray[np.float32]) -> Prediction:
-        """Run what `vitexport.preprocess.preprocess` made: float32 [n, 3, height, width].
+        """Run what `vitexport.preprocess.preprocess` made: float32 [n, channels, height, width].
 
         Raises:
             InputError: Another shape.
         """
         spec = self.manifest.preprocess
-        if tensor.ndim != 4 or tensor.shape[1:] != (3, spec.height, spec.width) or not len(tensor):
-            raise InputError(f"Input has shape {tensor.shape}; expected [n, 3, {spec.height}, {spec.width}], n >= 1.")
+        expected = (spec.channels, spec.height, spec.width)
+        if tensor.ndim != 4 or tensor.shape[1:] != expected or not len(tensor):
+            raise InputError(f"Input has shape {tensor.shape}; expected [n, {', '.join(map(str, expected))}], n >= 1.")
         return self._prediction(run_in_batches(self.backend, tensor, self.manifest.batch))
 
     def _parts(self, images: Sequence[Any]) -> Iterator[Outputs]:

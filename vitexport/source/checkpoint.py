@@ -26,7 +26,7 @@ from vitexport.source.weights_file import WeightsFile, read_config, read_weights
 
 LOCAL = "local-dir:"
 # Model keywords that an option of its own stands for.
-OPTIONS = {"num_classes": "--num-classes", "img_size": "--img-size"}
+OPTIONS = {"num_classes": "--num-classes", "img_size": "--img-size", "in_chans": "--in-chans"}
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 # What is read off the tensors; of everything else the file's arguments are all that is known.
 SHAPED = frozenset(

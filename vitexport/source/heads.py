@@ -105,6 +105,11 @@ def expose(model: nn.Module, request: ModelRequest) -> Exposed:
     return Exposed(model, head, request.features, softmax=request.softmax).eval()
 
 
+def takes_other_sizes(exposed: Exposed) -> bool:
+    """Whether the live model takes images of other sizes, too (timm's ``dynamic_img_size``)."""
+    return bool(getattr(exposed.model, "dynamic_img_size", False))
+
+
 def _check_features(model: nn.Module, request: ModelRequest) -> None:
     if not hasattr(model, "forward_intermediates"):
         raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")

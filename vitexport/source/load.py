@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import timm
 import torch
 from timm.data import resolve_model_data_config
@@ -171,9 +172,8 @@ def _preprocess_spec(model: nn.Module, request: ModelRequest) -> PreprocessSpec:
     with quiet("timm", "huggingface_hub"):
         config = resolve_model_data_config(model)
     channels, height, width = config["input_size"]
-    channels = request.kwargs.get("in_chans", channels)
-    if channels != 3:
-        raise InputError(f"{request.name} takes {channels} input channels; vitexport exports models that take RGB images.")
+    # timm's data config stays that of RGB where another number of channels was asked for.
+    channels = int(getattr(model, "in_chans", None) or create_kwargs(request).get("in_chans", channels))
     # A model that was made with another img_size still carries the pretrained size in its data config.
     made_for = create_kwargs(request).get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
     if made_for is not None:
@@ -181,21 +181,24 @@ def _preprocess_spec(model: nn.Module, request: ModelRequest) -> PreprocessSpec:
     return PreprocessSpec(
         height=int(height),
         width=int(width),
-        mean=_three("mean", request.mean or config["mean"]),
-        std=_three("std", request.std or config["std"]),
+        mean=_per_channel("mean", request.mean, config["mean"], channels),
+        std=_per_channel("std", request.std, config["std"], channels),
         interpolation=request.interpolation or str(config["interpolation"]),
         crop_pct=float(config["crop_pct"] if request.crop_pct is None else request.crop_pct),
         crop_mode=request.crop_mode or config.get("crop_mode", "center"),
     )
 
 
-def _three(name: str, values: Any) -> tuple[float, float, float]:
-    numbers = [float(value) for value in values]
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3:
-        raise UsageError(f"{name} has {len(numbers)} values; give one, or three for red, green and blue.")
-    return numbers[0], numbers[1], numbers[2]
+def _per_channel(name: str, asked: Sequence[float] | None, own: Sequence[float], channels: int) -> tuple[float, ...]:
+    """What was `asked` for, which must fit; else the model's `own`, averaged as timm's loader does it where it does not."""
+    numbers = tuple(float(value) for value in asked or own)
+    if len(numbers) == channels:
+        return numbers
+    if len(numbers) == 1 or (channels == 1 and len(set(numbers)) == 1):
+        return numbers[:1] * channels
+    if asked:
+        raise UsageError(f"{name} has {len(numbers)} values; give one, or one for each of the model's {channels} channels.")
+    return (float(np.mean(numbers)),) * channels
 
 
 def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> tuple[int, tuple[Product, ...]]:
@@ -214,7 +217,7 @@ def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> tuple[int, 
         tensors = [value for value in (*inputs, output) if isinstance(value, torch.Tensor)]
         largest = max(largest, sum(tensor.numel() for tensor in tensors))
 
-    image = torch.randn(1, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(0))
     hooks = [module.register_forward_hook(watch) for module in exposed.modules()]
     try:
         with torch.inference_mode():
@@ -247,10 +250,18 @@ def _check_patches(model: nn.Module, spec: PreprocessSpec, name: str) -> None:
             return  # patches that overlap, as PVT's do
         if spec.height % rows or spec.width % columns:
             # timm would drop the last rows and columns of every image without a word.
+            below = (spec.height // rows * rows, spec.width // columns * columns)
+            above = (-(-spec.height // rows) * rows, -(-spec.width // columns) * columns)
+            sizes = [_shown_size(*size) for size in (below, above) if all(size)]
             raise InputError(
                 f"{name} cuts images into patches of {rows} x {columns} pixels; {spec.height} x {spec.width} is not a "
-                f"multiple. The nearest sizes are {spec.height // rows * rows} and {-(-spec.height // rows) * rows}."
+                f"multiple. The nearest size{' is' if len(sizes) == 1 else 's are'} {' and '.join(sizes)}."
             )
+
+
+def _shown_size(height: int, width: int) -> str:
+    """As ``--img-size`` takes it."""
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def _state_sha256(model: nn.Module) -> str:

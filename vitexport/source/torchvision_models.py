@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
         ToolchainError: The two networks differ in what they compute.
     """
     kwargs, asked = create_kwargs(request), str(request.name)
+    if kwargs.get("in_chans", 3) != 3:
+        raise InputError("torchvision's models take 3 channels; for another number give a timm model and --in-chans.")
     # A checkpoint of one's own, too, is of the size and takes the pictures of the weights that the name stands for.
     chosen = _weights(asked) if request.pretrained or request.checkpoint is not None else None
     downloaded = weights and request.checkpoint is None
@@ -142,7 +144,7 @@ def _translated(theirs: VisionTransformer, kwargs: Mapping[str, Any]) -> Any:
             f"timm's VisionTransformer computes something else than torchvision {torchvision.__version__}'s with the same "
             "weights. This is a defect of vitexport."
         )
-    extra = {key: value for key, value in kwargs.items() if key not in ("img_size", "num_classes")}
+    extra = {key: value for key, value in kwargs.items() if key not in ("img_size", "num_classes", "in_chans")}
     if extra:
         raise InputError(f"Model keywords are for timm's models; torchvision's take none ({', '.join(extra)}).")
     if "img_size" in kwargs:
@@ -153,9 +155,10 @@ def _translated(theirs: VisionTransformer, kwargs: Mapping[str, Any]) -> Any:
     return ours
 
 
-def _data_config(architecture: str, chosen: Any, size: int) -> dict[str, Any]:
+def _data_config(architecture: str, chosen: Any, size: int | Sequence[int]) -> dict[str, Any]:
     """What `timm.data.resolve_model_data_config` reads, from torchvision's transforms; ImageNet's for untrained weights."""
-    config: dict[str, Any] = {"architecture": architecture, "input_size": (3, size, size)}
+    height, width = (size, size) if isinstance(size, int) else size
+    config: dict[str, Any] = {"architecture": architecture, "input_size": (3, height, width)}
     if chosen is None:
         return config
     preset = chosen.transforms()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vitexport.targets.catalogue import OPSET, catalogue, nearest_names, resolve
 from vitexport.targets.cpu import MachineCpu, classify, machine_cpu, misfit
+from vitexport.targets.opsets import with_opset
 from vitexport.targets.preflight import Finding, ModelFacts, findings
 from vitexport.targets.several import resolve_all
 from vitexport.targets.target import PRECISIONS, CpuArithmetic, Device, Target
@@ -28,4 +29,5 @@ __all__ = [
     "nearest_names",
     "resolve",
     "resolve_all",
+    "with_opset",
 ]

@@ -26,7 +26,6 @@ from vitexport.runtime import engines
 from vitexport.triton.config import Message, Tensor, Word, map_of
 
 PIXELS = "pixels"
-PICTURE = Tensor(name=INPUT_NAME, data_type="TYPE_UINT8", dims=(-1, -1, 3))
 WARM_UP = "golden"
 DEFAULT_INSTANCES = 1
 DEFAULT_QUEUE_DELAY_US = 500
@@ -161,6 +160,11 @@ def _dims(batch: BatchRange, dims: tuple[int, ...]) -> tuple[int, ...]:
     return (batch.minimum if not batch.is_dynamic else -1, *dims)
 
 
+def _picture(batch: BatchRange, spec: PreprocessSpec) -> Tensor:
+    """What is preprocessed: of any size, with the channels that `spec` takes."""
+    return Tensor(name=INPUT_NAME, data_type="TYPE_UINT8", dims=_dims(batch, (-1, -1, spec.source_channels)))
+
+
 def _instances(request: ServeRequest, *, gpu: bool) -> Message:
     return {"count": request.instances or DEFAULT_INSTANCES, "kind": Word("KIND_GPU" if gpu else "KIND_CPU")}
 
@@ -188,8 +192,8 @@ def _picture_model(bundle: Bundle, name: str, app: Path, request: ServeRequest) 
             outputs.append(
                 Tensor(name=extra, data_type=_RANKED[extra], dims=dims, labels=named and extra == "probabilities")
             )
-    picture = dataclasses.replace(PICTURE, dims=_dims(manifest.batch, PICTURE.dims))
-    golden = _golden(bundle)
+    picture = _picture(manifest.batch, manifest.preprocess)
+    golden = _as_picture(_golden(bundle), manifest.preprocess)
     return TritonModel(
         name=name,
         config={
@@ -207,12 +211,17 @@ def _picture_model(bundle: Bundle, name: str, app: Path, request: ServeRequest) 
 
 
 def _golden(bundle: Bundle) -> np.ndarray[Any, Any]:
-    """One golden picture, as it is before normalization: uint8 [height, width, 3], or as many as a static model takes."""
+    """One golden input before normalization: uint8 [height, width, channels], or as many as a static model takes."""
     pixels, _ = bundle.golden()
     batch = bundle.manifest.batch
     if joins(batch):
         return np.ascontiguousarray(pixels[0])
     return np.resize(pixels, (batch.minimum, *pixels.shape[1:]))
+
+
+def _as_picture(golden: np.ndarray[Any, Any], spec: PreprocessSpec) -> np.ndarray[Any, Any]:
+    """What the preprocessing takes for `golden`: of a grey model the same grey in red, green and blue."""
+    return np.repeat(golden, 3, axis=-1) if spec.channels == 1 else golden
 
 
 def _warm_up(batch: BatchRange, golden: np.ndarray[Any, Any], data_type: str) -> Message:
@@ -241,14 +250,14 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
     """The preprocessing, the model of normalized pixels, and the ensemble that joins them."""
     manifest = bundle.manifest
     batch, spec, gpu = manifest.batch, manifest.preprocess, manifest.target.kind != "cpu"
-    pixels = Tensor(name=PIXELS, data_type="TYPE_FP32", dims=_dims(batch, (3, spec.height, spec.width)))
-    picture = dataclasses.replace(PICTURE, dims=_dims(batch, PICTURE.dims))
+    pixels = Tensor(name=PIXELS, data_type="TYPE_FP32", dims=_dims(batch, (spec.channels, spec.height, spec.width)))
+    picture = _picture(batch, spec)
     outputs = _outputs(manifest.outputs, batch, labelled=manifest.labels is not None)
     batching = _batching(batch, request)
     # Triton's own copy of a size: pictures differ, so requests are joined only behind the preprocessing.
     unbatched = {"max_batch_size": batching["max_batch_size"]}
     golden = _golden(bundle)
-    normalized = normalize(golden, spec)
+    shown, normalized = _as_picture(golden, spec), normalize(golden, spec)
     first = TritonModel(
         name=f"{name}-preprocess",
         config={
@@ -257,10 +266,10 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
             "input": [picture.message()],
             "output": [pixels.message()],
             "instance_group": [_instances(request, gpu=False)],
-            "model_warmup": [_warm_up(batch, golden, "TYPE_UINT8")],
+            "model_warmup": [_warm_up(batch, shown, "TYPE_UINT8")],
         },
         files={"model.onnx": spec},
-        golden=golden,
+        golden=shown,
     )
     config: dict[str, Any] = {
         **backend,
@@ -299,7 +308,8 @@ def _profile(batch: BatchRange, spec: PreprocessSpec) -> dict[str, str]:
         return {}
     sizes = {"min": batch.minimum, "opt": batch.optimum, "max": batch.maximum}
     return {
-        f"trt_profile_{which}_shapes": f"{INPUT_NAME}:{size}x3x{spec.height}x{spec.width}" for which, size in sizes.items()
+        f"trt_profile_{which}_shapes": f"{INPUT_NAME}:{size}x{spec.channels}x{spec.height}x{spec.width}"
+        for which, size in sizes.items()
     }
 
 

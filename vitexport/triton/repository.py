@@ -300,7 +300,7 @@ def _words(model: TritonModel, bundle: Bundle) -> dict[str, str]:
         "outputs": json.dumps([*classes, *(name for name in outputs if name not in (*classes, "top_indices"))]),
         "classes": json.dumps(classes),
         "copies": str(1 if joins(batch) else batch.minimum),
-        "shape": f"{leading}480,640,3",
+        "shape": f"{leading}480,640,{bundle.manifest.preprocess.source_channels}",
         "kube": kubernetes_name(model.name),
     }
 

@@ -289,7 +289,7 @@ def subject(manifest: Manifest) -> dict[str, Any]:
         "name": manifest.model["name"],
         "weights": manifest.model["weights"],
         "weights_sha256": manifest.model["weights_sha256"],
-        "input": [3, spec.height, spec.width],
+        "input": [spec.channels, spec.height, spec.width],
         "outputs": {output.name: list(output.shape) for output in manifest.outputs},
         "precision": manifest.precision,
         "target": manifest.target.id,

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vitexport.preprocess import PreprocessSpec, load_image, preprocess
+from vitexport.preprocess import ImageLike, PreprocessSpec, load_image, preprocess
 from vitexport.report import Check, at_most
-from vitexport.validate.probes import PHOTOGRAPHS
+from vitexport.validate.probes import PHOTOGRAPHS, as_input
 
 # Of 255. ONNX Runtime's CPU gives Pillow's very pixels; where sums are rounded otherwise (TF32, float16), a level in each
 # direction is lost, and the mean tells that from another filter.
@@ -51,33 +50,33 @@ class PictureError:
         )
 
 
-def odd_pictures() -> dict[str, Image.Image]:
-    """Every photograph of the package as it is, one of them in grey, and in each of `SIZES`, by name."""
+def odd_pictures(spec: PreprocessSpec) -> dict[str, ImageLike]:
+    """Every photograph of the package as it is, one of them in grey, and in each of `SIZES`, by name, as `spec` takes it."""
     photographs = {path.stem: load_image(path) for path in sorted(PHOTOGRAPHS.glob("*.jpg"))}
     name, picture = next(iter(photographs.items()))
     grey = {f"{name}, grey": picture.convert("L").convert("RGB")}
     sized = {f"{name}, {width} x {height}": picture.resize((width, height)) for width, height in SIZES}
-    return {**photographs, **grey, **sized}
+    return {name: as_input(picture, spec) for name, picture in {**photographs, **grey, **sized}.items()}
 
 
-def typical_picture() -> Image.Image:
-    """A photograph of 640 x 480, to time with."""
-    return load_image(min(PHOTOGRAPHS.glob("*.jpg"))).resize(TYPICAL)
+def typical_picture(spec: PreprocessSpec) -> ImageLike:
+    """A photograph of 640 x 480, to time with, as `spec` takes it."""
+    return as_input(load_image(min(PHOTOGRAPHS.glob("*.jpg"))).resize(TYPICAL), spec)
 
 
 def compare_pictures(
-    pictures: Mapping[str, Image.Image],
+    pictures: Mapping[str, ImageLike],
     spec: PreprocessSpec,
     embedded: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
 ) -> PictureError:
     """Hold `embedded` against `preprocess` on each of `pictures`.
 
     Args:
-        pictures: By name, RGB.
+        pictures: By name, RGB, or arrays with the channels that `spec` takes.
         spec: The model's preprocessing.
-        embedded: uint8 [height, width, 3] to float32 [3, height, width], normalized.
+        embedded: uint8 [height, width, channels] to float32 [channels, height, width], normalized.
     """
-    levels = 255 * np.asarray(spec.std, np.float64).reshape(3, 1, 1)
+    levels = 255 * np.asarray(spec.std, np.float64).reshape(-1, 1, 1)
     means, largest = {}, 0.0
     for name, picture in pictures.items():
         difference = np.abs(embedded(np.asarray(picture)) - preprocess(picture, spec).astype(np.float64)) * levels

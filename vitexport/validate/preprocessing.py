@@ -8,15 +8,16 @@ the very code that prepares a user's pictures.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
 from vitexport.errors import InputError
-from vitexport.preprocess import PreprocessSpec, to_pixels
+from vitexport.preprocess import PreprocessSpec, load_image, to_pixels
 from vitexport.report import Check, at_most, skipped
-from vitexport.validate.probes import PHOTOGRAPHS
+from vitexport.validate.probes import PHOTOGRAPHS, as_input
 
 PREPROCESSING, DECODING = "preprocessing", "decoding"
 PICTURES = ("camera.jpg", "chelsea.jpg")
@@ -28,20 +29,21 @@ DECODED = 1.0
 SHOWN = 16
 
 
-def pattern() -> NDArray[np.uint8]:
-    """Noise that is the same everywhere: uint8 [500, 930, 3]."""
-    height, width = PATTERN
-    noise = hashlib.shake_256(b"vitexport").digest(height * width * 3)
-    return np.frombuffer(noise, np.uint8).reshape(height, width, 3)
+def pattern(channels: int = 3) -> NDArray[np.uint8]:
+    """Noise that is the same everywhere: uint8 [500, 930, channels]."""
+    shape = (*PATTERN, channels)
+    noise = hashlib.shake_256(b"vitexport").digest(math.prod(shape))
+    return np.frombuffer(noise, np.uint8).reshape(shape)
 
 
 def preprocessed(spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """The pattern and the photographs after decoding, resize and crop: uint8 [3, height, width, 3].
+    """The pattern and the photographs after decoding, resize and crop: uint8 [3, height, width, channels].
 
     Raises:
         InputError: A photograph is not there or cannot be read.
     """
-    return np.stack([to_pixels(pattern(), spec), *(to_pixels(PHOTOGRAPHS / name, spec) for name in PICTURES)])
+    photographs = [as_input(load_image(PHOTOGRAPHS / name), spec) for name in PICTURES]
+    return np.stack([to_pixels(source, spec) for source in (pattern(spec.source_channels), *photographs)])
 
 
 def same_preprocessing(kept: NDArray[np.uint8] | None, spec: PreprocessSpec) -> tuple[Check, ...]:
