@@ -228,7 +228,7 @@ def timm_hub(container: str) -> Case:
 def lightning_module(attribute: str, head: str) -> Any:
     import lightning
 
-    class Module(lightning.LightningModule):  # type: ignore[misc] - the library has no types
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self, model_name: str, num_classes: int) -> None:
             super().__init__()
             self.save_hyperparameters()
