@@ -62,6 +62,8 @@ def build_request(arguments: dict[str, Any]) -> Any:
         recipe=arguments["recipe"],
         data=arguments["data"],
         labels=arguments["labels"],
+        class_order=arguments["class_order"],
+        expect_top1=arguments["expect_top1"],
         batch=BatchRange.parse(arguments["batch"]),
         embed_preprocess=arguments["embed_preprocess"],
         top_indices=arguments["top_indices"],

@@ -23,6 +23,7 @@ from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make
 from vitexport.pipeline.checkpoints import keep_checkpoints
 from vitexport.pipeline.embed import Embedded, embed
 from vitexport.pipeline.prepare import prepare
+from vitexport.pipeline.reference_checks import expectation, reference_checks
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
 from vitexport.preprocess import normalize
@@ -65,6 +66,8 @@ def _build(work: Work) -> Report:
     exported = _export(work)
     reference = _reference(work, exported)
     checks = [_parity(work, exported, reference)]
+    found, reference_figures = reference_checks(work, reference)
+    checks += found
     candidates, left_out = _candidates(work, exported, reference)
     candidates += _instead(work, candidates, exported, reference)
     timing = _time_cpu(work, exported, candidates, reference)
@@ -72,6 +75,7 @@ def _build(work: Work) -> Report:
     chosen, notes = _choose(work, candidates, timing, prediction)
     notes += [*left_out, *chosen.notes]
     checks += chosen.numerics.checks
+    checks += expectation(work, chosen.numerics.figures)
     checks += _refused_int8(candidates, chosen)
     checks += _speed_checks(work, chosen, timing)
     shipped = _ship(chosen, exported, work.folder)
@@ -85,6 +89,8 @@ def _build(work: Work) -> Report:
         notes.append(_CPU_NUMERICS)
     embedded = embed(work, shipped) if work.request.embeds(target) else None
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
+    if reference_figures:
+        figures["reference"] = reference_figures
     if prediction.estimates:
         figures["estimate"] = prediction.to_json()
         notes.append(f"What a call takes at least is estimated {prediction.about}.")
@@ -445,7 +451,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
             batch=work.request.batch,
             preprocess=source.preprocess,
             labels=work.prepared.labels,
-            synsets=source.synsets if work.request.labels is None else None,
+            synsets=work.prepared.synsets,
             outputs=source.outputs,
             artifacts=artifacts,
             engine=_engine_json(engine),
