@@ -18,6 +18,7 @@ import pytest
 from conftest import CALIBRATION, CHECKPOINT, ROOT, SAMPLE_WORDS, VALIDATION, Built
 from safetensors.torch import load_file, save_file
 
+from vitexport.bundle import open_bundle
 from vitexport.cli import main, show
 from vitexport.runtime import load
 
@@ -463,3 +464,48 @@ def test_what_a_device_installs(cpu_bundle: Built, tmp_path: Path) -> None:
 def _clean_environment() -> dict[str, str]:
     """The environment without what would lead pip to this test run's own packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+ORDERED = (*SAMPLE_WORDS, "--precision", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--class-order", "natural"), 2, "sorts the class folders of --data DIR"),
+        (("--class-order", "natural", "--labels", "labels.txt"), 2, "no effect with --labels"),
+        (("--data", "DATA"), 3, "1, 10, 2, 3, … in string order"),
+        (("--data", "DATA", "--class-order", "natural", "--expect-top1", "0.99"), 2, "give 99"),
+        (("--expect-top1", "99"), 2, "give --data DIR"),
+    ],
+)
+def test_an_order_of_classes_that_cannot_be_known_or_used_is_refused(
+    words: tuple[str, ...], code: int, message: str, tmp_path: Path, vitexport: Command
+) -> None:
+    for digit in range(10):
+        shutil.copytree(VALIDATION / str(digit), tmp_path / "data" / str(digit + 1))
+    (tmp_path / "labels.txt").write_text("\n".join(str(digit + 1) for digit in range(10)), encoding="utf-8")
+    given = [str(tmp_path / "data") if word == "DATA" else word for word in words]
+    done = vitexport("build", *ORDERED, "--target", "cpu", *given, "-o", tmp_path / "out", cwd=tmp_path)
+    assert_refused(done, code, message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_order_of_classes_fails_and_an_expectation_is_held(tmp_path: Path, vitexport: Command) -> None:
+    for digit in range(10):
+        shutil.copytree(VALIDATION / str(digit), tmp_path / "data" / str(digit + 1))
+    out = tmp_path / "out"
+    # Another CPU than this machine's: nothing is timed.
+    data = ("--data", tmp_path / "data", "--expect-top1", "99.25")
+    words = (*ORDERED, "--target", "cpu-arm64-dotprod", *data, "-o", out, "--force", "--json")
+    wrong = vitexport("build", *words, "--class-order", "string")
+    assert wrong.returncode == 1
+    report = json.loads(wrong.stdout)
+    failed = {check["name"]: check["message"] for check in report["checks"] if check["status"] == "failed"}
+    assert failed.keys() == {"plausibility", "class_order", "expected_top1"}
+    assert "natural order of the class folders: 1, 2, 3" in failed["class_order"]
+    assert report["measurements"]["reference"]["order_that_fits"] == [str(digit + 1) for digit in range(10)]
+    right = vitexport("build", *words, "--class-order", "natural")
+    assert right.returncode == 0, right.stdout
+    assert open_bundle(out).manifest.labels == tuple(str(digit + 1) for digit in range(10))
+    assert_refused(vitexport("validate", out, "--expect-top1", "99"), 2, "--expect-top1 needs labelled pictures")

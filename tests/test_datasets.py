@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from torchvision.datasets.folder import find_classes
 
-from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
+from vitexport.datasets import ImageSet, natural_order, open_images, open_labelled, read_labels, string_order
 from vitexport.errors import InputError
 from vitexport.preprocess import PreprocessSpec, preprocess
 
@@ -295,41 +297,48 @@ def test_an_unlabelled_set_has_no_labels(tmp_path: Path) -> None:
     assert open_images(put_many(tmp_path, 1)).labels is None
 
 
-def test_labels_are_read_in_order_without_blank_lines(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_bytes("cat\r\n\n  great white shark \nçà\n".encode())
-    assert read_labels(path, 3) == ("cat", "great white shark", "çà")
-
-
-def test_the_mark_that_windows_editors_put_first_is_not_part_of_a_name(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_bytes(b"\xef\xbb\xbfcat\ndog\n")
-    assert read_labels(path) == ("cat", "dog")
-
-
 @pytest.mark.parametrize(
-    ("content", "classes", "message"),
-    [
-        (b"", None, "is empty"),
-        (b"\n \n", None, "is empty"),
-        (b"cat\ndog\n", 3, "has 2 names, but the model has 3 classes"),
-        (b"cat\ndog\nowl\n", 2, "has 3 names, but the model has 2 classes"),
-        (b"\xff\xfe\x00", None, "is not UTF-8 text"),
-    ],
+    "names", [[str(index + 1) for index in range(12)], ["b", "A", "c", "B1"], ["img10", "img9"], ["n-2", "n-10", "N-3"]]
 )
-def test_a_labels_file_that_cannot_be_right_is_refused(
-    content: bytes, classes: int | None, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        read_labels(path, classes)
-    assert str(path) in str(caught.value)
+def test_natural_and_string_order_are_those_of_timm_and_torchvision(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        put(tmp_path / name / "1.png")
+    _, natural = find_images_and_targets(str(tmp_path))
+    _, string = find_classes(str(tmp_path))
+    assert natural_order(names) == sorted(natural, key=natural.__getitem__)
+    assert string_order(names) == sorted(string, key=string.__getitem__)
 
 
-def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.txt cannot be read"):
-        read_labels(tmp_path / "absent.txt")
+def test_where_the_two_orders_differ_nothing_is_guessed(tmp_path: Path) -> None:
+    for index in range(1, 11):
+        put(tmp_path / str(index) / "1.png")
+    orders = r"1, 2, 3, 4, … in natural order \(timm's\) and 1, 10, 2, 3, … in string order"
+    with pytest.raises(InputError, match=rf"{orders}.*--labels FILE.*--class-order natural or string"):
+        open_labelled(tmp_path, labels=None, synsets=None, classes=10)
+    natural = open_labelled(tmp_path, labels=None, synsets=None, classes=10, order="natural")
+    string = open_labelled(tmp_path, labels=None, synsets=None, classes=10, order="string")
+    assert natural.classes == ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10")
+    assert string.classes == ("1", "10", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert {file.relative: file.label for file in string.files}["10/1.png"] == 1
+    labelled = open_labelled(tmp_path, labels=natural.classes, synsets=None, classes=10)
+    assert [file.label for file in labelled.files] == [file.label for file in natural.files]
+
+
+def test_the_orders_are_shown_where_they_begin_to_differ(tmp_path: Path) -> None:
+    for index in range(90, 111):
+        put(tmp_path / f"a{index}" / "1.png")
+    with pytest.raises(InputError, match=r"are a90, a91, a92, a93, … in natural order .* and a100, a101, a102, a103, …"):
+        open_labelled(tmp_path, labels=None, synsets=None, classes=21)
+
+
+def test_folders_that_timm_sorts_by_chance_are_refused(tmp_path: Path) -> None:
+    for name in ("1", "01"):
+        put(tmp_path / name / "1.png")
+    with pytest.raises(InputError, match="order of the classes is unknown"):
+        open_labelled(tmp_path, labels=None, synsets=None, classes=2)
+    with pytest.raises(InputError, match=r"'01' and '1' .* equal in natural order"):
+        open_labelled(tmp_path, labels=None, synsets=None, classes=2, order="natural")
+    assert open_labelled(tmp_path, labels=None, synsets=None, classes=2, order="string").classes == ("01", "1")
 
 
 @settings(max_examples=25, deadline=None)

@@ -326,6 +326,19 @@ def test_labelled_images_are_judged_too(orin: Device, capsys: pytest.CaptureFixt
     assert [check["name"] for check in report["checks"]][:5] == ["engine", "golden", "preprocessing", "decoding", "accuracy"]
 
 
+def test_an_engine_of_a_model_that_cannot_be_right_is_not_kept(
+    orin: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for digit in range(10):
+        shutil.copytree(VALIDATION / str(digit), tmp_path / "shifted" / str((digit + 1) % 10))
+    words = ["engine", str(orin.root), "--data", str(tmp_path / "shifted"), "--max-drop", "100", "--bench-seconds", "0"]
+    assert cli.main(words, standalone_mode=False) == 1
+    shown = capsys.readouterr().out
+    assert "failed  plausibility" in shown
+    assert "it computes what PyTorch computed, and the model itself, or the labels of the images, cannot be right" in shown
+    assert not list((orin.root / "engines").glob("*/report.json"))
+
+
 def test_what_is_accepted_is_timed_beside_its_estimate(orin: Device, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["engine", str(orin.root), "--bench-seconds", "0.1"]
     assert cli.main(words, standalone_mode=False) == 0

@@ -213,7 +213,14 @@ def test_auto_falls_back_when_int8_is_over_the_budget(tmp_path: Path) -> None:
 def test_a_bundle_for_another_cpu_is_judged_exactly_and_not_timed(tmp_path: Path) -> None:
     built = Built(*run(sample_request(tmp_path / "out", target="cpu-arm64-dotprod"), silent))
     assert misfit(resolve("cpu-arm64-dotprod"), machine_cpu(), precision="int8") is not None
-    assert checks(built) == {"export_parity": "passed", "accuracy": "passed", "latency": "skipped"}
+    assert checks(built) == {
+        "export_parity": "passed",
+        "plausibility": "passed",
+        "class_order": "passed",
+        "preprocessing_choice": "passed",
+        "accuracy": "passed",
+        "latency": "skipped",
+    }
     assert sorted(path.name for path in built.root.glob("*.onnx")) == ["model.float.onnx", "model.onnx"]
     with pytest.raises(VitexportError, match="AArch64"):
         load(built.root)

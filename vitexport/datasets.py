@@ -8,14 +8,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitexport.errors import InputError
+from vitexport.labels import read_labels
 from vitexport.preprocess import (
     PICTURE_CHANNELS,
     PreprocessSpec,
@@ -29,6 +33,21 @@ from vitexport.preprocess import (
 
 # More unreadable images than this share of a folder is taken for a mistake, not for a few bad files.
 MAX_UNREADABLE = 0.10
+# How many class folders a message names.
+SHOWN = 4
+
+ClassOrder = Literal["natural", "string"]
+
+__all__ = [
+    "ClassOrder",
+    "ImageFile",
+    "ImageSet",
+    "natural_order",
+    "open_images",
+    "open_labelled",
+    "read_labels",
+    "string_order",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,64 +132,94 @@ def open_images(root: Path, *, limit: int | None = None, among: Sequence[Path] |
     return ImageSet(name=root.name, files=files, skipped=skipped, unused=tuple(path for path in paths if path not in taken))
 
 
-def open_labelled(
-    root: Path, *, labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int, channels: int = 3
+def open_labelled(  # noqa: PLR0913 - the folder, and all that decides the order of its classes
+    root: Path,
+    *,
+    labels: Sequence[str] | None,
+    synsets: Sequence[str] | None,
+    classes: int,
+    order: ClassOrder | None = None,
+    channels: int = 3,
 ) -> ImageSet:
     """Every picture of a folder with one sub-folder per class.
 
     Args:
         root: The folder.
         labels: Class names in the order of the logits; the folders must be named after them. None: the folders' own
-            names, sorted, are the classes.
+            names are the classes, in the order that `order` says.
         synsets: Other names that folders may have for the same classes (``n01440764``), in the same order.
         classes: Width of the logits.
+        order: How folders without `labels` are sorted; None where both orders are the same.
         channels: As for `open_images`.
 
     Raises:
-        InputError: As `open_images`; or the folders do not match the labels, or are more than the logits.
+        InputError: As `open_images`; or the folders do not match the labels, or are more than the logits; or natural and
+            string order differ and neither `labels` nor `order` is given.
     """
     if not root.is_dir():
         raise InputError(f"Data folder {root} does not exist or is not a folder.")
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise InputError(f"Data folder {root} has no sub-folders; expected one folder of images per class.")
-    order = _class_order(root, folders, labels, synsets, classes)
-    paths = [path for folder in folders for path in _find(root / folder, channels)]
-    indices = {path: order[path.relative_to(root).parts[0]] for path in paths}
-    files, skipped = _read(root, sorted(paths, key=lambda path: path.relative_to(root).as_posix()), indices, channels)
-    names = tuple(labels) if labels is not None else tuple(folders)
-    return ImageSet(name=root.name, files=files, skipped=skipped, classes=names)
-
-
-def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
-    """Class names, one a line in the order of the logits. Two classes may have one name, as ImageNet's cranes have.
-
-    Raises:
-        InputError: Missing, not UTF-8, empty, or another number than `classes`.
-    """
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except OSError as error:
-        raise InputError(f"Labels file {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"Labels file {path} is not UTF-8 text: {error}.") from None
-    if not names:
-        raise InputError(f"Labels file {path} is empty; expected one class name a line, in the order of the logits.")
-    if classes is not None and len(names) != classes:
-        raise InputError(f"Labels file {path} has {len(names)} names, but the model has {classes} classes.")
-    return names
-
-
-def _class_order(
-    root: Path, folders: Sequence[str], labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int
-) -> dict[str, int]:
     if labels is None:
-        if len(folders) != classes:
-            raise InputError(
-                f"Data folder {root} has {len(folders)} class folders, but the model has {classes} classes. "
-                "Give --labels FILE with the class names in the order of the logits."
-            )
-        return {name: index for index, name in enumerate(folders)}
+        labels, synsets = _sorted_classes(root, folders, order, classes), None
+    indices_of = _class_order(root, folders, labels, synsets)
+    paths = [path for folder in folders for path in _find(root / folder, channels)]
+    indices = {path: indices_of[path.relative_to(root).parts[0]] for path in paths}
+    files, skipped = _read(root, sorted(paths, key=lambda path: path.relative_to(root).as_posix()), indices, channels)
+    return ImageSet(name=root.name, files=files, skipped=skipped, classes=tuple(labels))
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted as timm sorts class folders: without regard to case, and digits by the number that they write."""
+    return sorted(sorted(names), key=_natural_key)
+
+
+def string_order(names: Iterable[str]) -> list[str]:
+    """Sorted as torchvision's ImageFolder sorts class folders: character by character."""
+    return sorted(names)
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Text and numbers in turn, always beginning with text, so that two keys can be compared."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
+
+
+def _sorted_classes(root: Path, folders: Sequence[str], order: ClassOrder | None, classes: int) -> list[str]:
+    """The folders' names in the order of the logits, where nothing but they say it."""
+    if len(folders) != classes:
+        raise InputError(
+            f"Data folder {root} has {len(folders)} class folders, but the model has {classes} classes. "
+            "Give --labels FILE with the class names in the order of the logits."
+        )
+    natural, string = natural_order(folders), string_order(folders)
+    ties = [pair for pair in itertools.pairwise(natural) if _natural_key(pair[0]) == _natural_key(pair[1])]
+    if order == "natural" and ties:
+        raise InputError(
+            f"Class folders {ties[0][0]!r} and {ties[0][1]!r} in {root} are equal in natural order; timm takes either one "
+            "first. Give --labels FILE with the class names in the order of the logits."
+        )
+    if order is None and (natural != string or ties):
+        start = next((place for place, pair in enumerate(zip(natural, string, strict=True)) if pair[0] != pair[1]), 0)
+        raise InputError(
+            f"The order of the classes is unknown: the class folders in {root} are {_from(natural, start)} in natural order "
+            f"(timm's) and {_from(string, start)} in string order (torchvision's ImageFolder). Give vitexport build "
+            "--labels FILE with the class names in the order of the logits, or --class-order natural or string, whichever "
+            "the model was trained with."
+        )
+    return natural if order == "natural" else string
+
+
+def _from(names: Sequence[str], start: int) -> str:
+    """A few names, with the one before `start`, where two orders begin to differ."""
+    first = max(start - 1, 0)
+    shown = names[first : first + SHOWN]
+    return f"{'…, ' if first else ''}{', '.join(shown)}{', …' if first + SHOWN < len(names) else ''}"
+
+
+def _class_order(root: Path, folders: Sequence[str], labels: Sequence[str], synsets: Sequence[str] | None) -> dict[str, int]:
+    """Index of the class by name of the folder."""
     for name in folders:
         if labels.count(name) > 1 and name not in (synsets or ()):
             first, second = [index for index, label in enumerate(labels) if label == name][:2]

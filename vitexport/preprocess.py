@@ -43,6 +43,8 @@ RESAMPLING: Mapping[str, Image.Resampling] = {
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 _MOST_GREY = 255
+# 1/255, however it was rounded.
+LEAST_STD = 0.0039
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 ARRAY_SUFFIXES = frozenset({".npy"})
@@ -80,8 +82,7 @@ class PreprocessSpec:
             raise UsageError(f"crop_pct is {self.crop_pct}; it must be at least 0.1 and at most 1.")
         if not self.mean or len(self.mean) != len(self.std):
             raise UsageError(f"mean {self.mean} and std {self.std} must have one value each for every channel.")
-        if not all(abs(value) <= 1e6 for value in self.mean) or not all(1e-6 <= value <= 1e6 for value in self.std):
-            raise UsageError(f"mean {self.mean} must lie within ±1e6, and std {self.std} between 1e-6 and 1e6.")
+        _check_mean_and_std(self.mean, self.std)
         if self.crop_mode not in ("center", "squash", "border"):
             raise UsageError(f"crop_mode {self.crop_mode!r} is unknown; use center, squash or border.")
 
@@ -125,6 +126,35 @@ class PreprocessSpec:
 def file_suffixes(channels: int) -> frozenset[str]:
     """How the names of files end that a model of so many channels takes."""
     return IMAGE_SUFFIXES if channels in PICTURE_CHANNELS else ARRAY_SUFFIXES
+
+
+def _check_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse what no pictures of 0…1 can have, and so is meant for pictures of 0…255, or was divided by 255 twice.
+
+    A model that takes values of 0…255 is legitimate and has a std of 1/255, which is the least.
+
+    Raises:
+        UsageError: With the values for 0…1, if these are for 0…255.
+    """
+    is_mean, is_std = all(0 <= value <= 1 for value in mean), all(LEAST_STD <= value <= 1 for value in std)
+    if is_mean and is_std:
+        return
+    told = f"mean {','.join(f'{value:g}' for value in mean)} and std {','.join(f'{value:g}' for value in std)}"
+    of_255 = tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
+    right_mean, right_std = mean if is_mean else of_255[0], std if is_std else of_255[1]
+    if all(0 <= value <= 1 for value in right_mean) and all(LEAST_STD <= value <= 1 for value in right_std):
+        raise UsageError(
+            f"{told} are for pixel values of 0 to 255; vitexport scales pixels to 0…1 first, and there no mean or "
+            f"std is above 1. Divided by 255 they are mean {_listed(right_mean)} and std {_listed(right_std)}."
+        )
+    raise UsageError(
+        f"{told} cannot be those of pixel values of 0…1: a mean lies between 0 and 1, and a std between 1/255 (for a model "
+        "that takes values of 0 to 255) and 1 (no scaling)."
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

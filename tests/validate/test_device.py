@@ -294,3 +294,19 @@ def test_a_model_without_classes_is_held_to_its_golden_outputs(embedding_bundle:
 def test_labelled_images_are_nothing_to_a_model_without_classes(embedding_bundle: Built, data: ImageSet) -> None:
     with pytest.raises(UsageError, match="names no classes, so it has no accuracy; leave --data out"):
         validate_bundle(load(embedding_bundle.root), data, MAX_DROP, silent)
+
+
+def test_a_bundle_is_judged_by_the_labels_themselves_too(model: Model, data: ImageSet, validated: Report) -> None:
+    [check] = [check for check in validated.checks if check.name == "plausibility"]
+    assert check.status == "passed"
+    for expected, status in ((99.0, "passed"), (100.0, "passed"), (75.0, "passed")):
+        report = validate_bundle(model, data, 1.0, silent, expect_top1=expected)
+        assert {check.name: check.status for check in report.checks}["expected_top1"] == status
+
+
+def test_labels_that_cannot_be_right_fail(model: Model, tmp_path: Path) -> None:
+    for digit in range(10):
+        shutil.copytree(VALIDATION / str(digit), tmp_path / str((digit + 1) % 10))
+    report = validate_bundle(model, labelled(tmp_path, model), 100.0, silent, expect_top1=90.0)
+    statuses = {check.name: check.status for check in report.checks}
+    assert (statuses["plausibility"], statuses["expected_top1"]) == ("failed", "failed")

@@ -17,7 +17,7 @@ from vitexport.apps import KINDS, AppKind, write_app
 from vitexport.artifacts import Outputs
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.cli import show
-from vitexport.cli.options import PATH, build_options, output_options
+from vitexport.cli.options import EXPECT_TOP1, PATH, build_options, output_options
 from vitexport.cli.words import build_request
 from vitexport.datasets import ImageSet, open_labelled
 from vitexport.errors import (
@@ -158,6 +158,7 @@ def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bo
 @BUNDLE
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
+@EXPECT_TOP1
 @BACKEND
 @ENGINE
 @output_options
@@ -166,6 +167,7 @@ def validate(
     bundle: Path,
     data: Path | None,
     max_drop: float,
+    expect_top1: float | None,
     backend: Any,
     engine: Path | None,
     as_json: bool,
@@ -175,12 +177,14 @@ def validate(
     """Check BUNDLE on this machine: files, golden inputs and, with --data, accuracy. Needs no torch."""
     from vitexport.runtime import load
     from vitexport.validate.device import validate_bundle
+    from vitexport.validate.plausibility import check_expectation
 
     if not max_drop >= 0:
         raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
+    check_expectation(expect_top1, labelled=data is not None)
     with show.progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
         images = _labelled(model.bundle, data)
-        report = validate_bundle(model, images, max_drop, progress)
+        report = validate_bundle(model, images, max_drop, progress, expect_top1=expect_top1)
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
@@ -211,6 +215,7 @@ def validate(
 )
 @click.option("--data", type=PATH, metavar="DIR", help="Labelled images to judge it on too, one folder per class.")
 @click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
+@EXPECT_TOP1
 @output_options
 def engine(
     *,
@@ -225,6 +230,7 @@ def engine(
     bench_seconds: float,
     data: Path | None,
     max_drop: float,
+    expect_top1: float | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -236,9 +242,11 @@ def engine(
     fused_attention or int8_layers is slower than it could be, and kept. Needs no torch.
     """
     from vitexport.device import EngineRequest, build_here, open_for_engine
+    from vitexport.validate.plausibility import check_expectation
 
     if not max_drop >= 0:
         raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
+    check_expectation(expect_top1, labelled=data is not None)
     opened = open_for_engine(bundle)
     images = _labelled(opened, data)
     request = EngineRequest(
@@ -249,6 +257,7 @@ def engine(
         dla_core=dla,
         strip_weights=strip_weights,
         max_drop=max_drop,
+        expect_top1=expect_top1,
         localize=localize,
         bench_seconds=bench_seconds or None,
     )

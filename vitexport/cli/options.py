@@ -23,6 +23,13 @@ class FilePath(click.Path):
 
 PATH = FilePath(path_type=Path)
 
+EXPECT_TOP1 = click.option(
+    "--expect-top1",
+    type=float,
+    metavar="PERCENT",
+    help="Top-1 that the model is known to have on --data; less, by more than 1 point and the 95 % interval, fails.",
+)
+
 
 class KeyValue(click.ParamType[tuple[str, Any]]):
     """``KEY=VALUE``, with the value read as a Python literal where it is one (``4``, ``False``, ``(16, 16)``)."""
@@ -199,7 +206,20 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--exclude", multiple=True, metavar="REGEX", help="Leave modules that match in float; repeatable."),
     click.option("--recipe", type=PATH, metavar="FILE", help="Quantize as an earlier build: its manifest.json."),
     click.option("--data", type=PATH, metavar="DIR", help="Labelled validation images, one folder per class."),
-    click.option("--labels", type=PATH, metavar="FILE", help="Class names in the order of the logits, one a line."),
+    click.option(
+        "--labels",
+        type=PATH,
+        metavar="FILE",
+        help="Class names in the order of the logits: text, CSV, JSON (list, id2label, class_to_idx), or a folder with a "
+        "config.json.",
+    ),
+    click.option(
+        "--class-order",
+        type=click.Choice(["natural", "string"]),
+        help="How class folders are sorted where no labels are known: natural (1, 2, 10) as timm trains, string (1, 10, 2) "
+        "as ImageFolder does.",
+    ),
+    EXPECT_TOP1,
     click.option("--batch", default="1", show_default=True, metavar="N | MIN:OPT:MAX", help="Static batch, or a range."),
     click.option(
         "--opset",

@@ -66,6 +66,8 @@ def build_request(arguments: dict[str, Any]) -> Any:
         recipe=arguments["recipe"],
         data=arguments["data"],
         labels=arguments["labels"],
+        class_order=arguments["class_order"],
+        expect_top1=arguments["expect_top1"],
         batch=BatchRange.parse(arguments["batch"]),
         opset=arguments["opset"],
         embed_preprocess=arguments["embed_preprocess"],

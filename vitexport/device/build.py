@@ -19,9 +19,10 @@ from vitexport.device.machine import Machine, builder_options, fitting_machine, 
 from vitexport.device.request import EngineRequest, check_request
 from vitexport.errors import BundleError, UsageError
 from vitexport.report import Check, Report
-from vitexport.runtime import engines
+from vitexport.runtime import engines, inspection
 from vitexport.runtime.backends.tensorrt_build import BuilderOptions, Plan, build_plan
 from vitexport.runtime.engines import BuiltHere
+from vitexport.validate import plausibility
 from vitexport.validate.device import GOLDEN
 
 
@@ -87,9 +88,16 @@ def build_here(
         report = dataclasses.replace(report, checks=tuple(checks), notes=notes)
         write_json(staged.folder / REPORT, report.to_json())
     if not staged.keep:
-        note = "The engine was not kept: it was not shown to compute what PyTorch computed."
+        note = f"The engine was not kept: {_why_not_kept(report.checks)}."
         return None, dataclasses.replace(report, notes=(*report.notes, note))
     return bundle.root / engines.FOLDER / machine.fingerprint.name, report
+
+
+def _why_not_kept(checks: Sequence[Check]) -> str:
+    failed = {check.name for check in checks if check.status == "failed"} - set(inspection.CHECKS)
+    if failed and failed <= {plausibility.NAME, plausibility.EXPECTED}:
+        return "it computes what PyTorch computed, and the model itself, or the labels of the images, cannot be right"
+    return "it was not shown to compute what PyTorch computed"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ class EngineRequest:
         dla_core: Deep Learning Accelerator to use; None for the GPU alone.
         strip_weights: Leave weights out of the engine; they come back from the bundle's ONNX when it is loaded.
         max_drop: Top-1 that may be lost against PyTorch on labelled images, in percentage points.
+        expect_top1: Top-1 in percent that the model is known to have on labelled images; None where nothing is known.
         bench_seconds: How long it is timed, once it is accepted; None for not at all.
         localize: Look for the first module that departs even if the golden outputs do not.
     """
@@ -31,6 +32,7 @@ class EngineRequest:
     dla_core: int | None = None
     strip_weights: bool = False
     max_drop: float = 1.0
+    expect_top1: float | None = None
     bench_seconds: float | None = None
     localize: bool = False
 

@@ -23,6 +23,7 @@ from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make
 from vitexport.pipeline.checkpoints import keep_checkpoints
 from vitexport.pipeline.embed import Embedded, embed
 from vitexport.pipeline.prepare import prepare
+from vitexport.pipeline.reference_checks import expectation, reference_checks
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.requires import requirements
 from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
@@ -66,6 +67,8 @@ def _build(work: Work) -> Report:
     exported = _export(work)
     reference = _reference(work, exported)
     checks = [_parity(work, exported, reference)]
+    found, reference_figures = reference_checks(work, reference)
+    checks += found
     candidates, left_out = _candidates(work, exported, reference)
     candidates += _instead(work, candidates, exported, reference)
     timing = _time_cpu(work, exported, candidates, reference)
@@ -75,6 +78,7 @@ def _build(work: Work) -> Report:
     if (loading := work.prepared.source.loading) is not None:
         notes.insert(0, f"Weights from {loading}.")
     checks += chosen.numerics.checks
+    checks += expectation(work, chosen.numerics.figures)
     checks += _refused_int8(candidates, chosen)
     checks += _speed_checks(work, chosen, timing)
     shipped = _ship(chosen, exported, work.folder)
@@ -88,6 +92,8 @@ def _build(work: Work) -> Report:
         notes.append(_CPU_NUMERICS)
     embedded = embed(work, shipped) if work.request.embeds(target) else None
     figures = _figures(chosen, candidates, exported, shipped, engine, timing, reference)
+    if reference_figures:
+        figures["reference"] = reference_figures
     if prediction.estimates:
         figures["estimate"] = prediction.to_json()
         notes.append(f"What a call takes at least is estimated {prediction.about}.")
@@ -448,7 +454,7 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
             batch=work.request.batch,
             preprocess=source.preprocess,
             labels=work.prepared.labels,
-            synsets=source.synsets if work.request.labels is None else None,
+            synsets=work.prepared.synsets,
             outputs=source.outputs,
             artifacts=artifacts,
             engine=_engine_json(engine),

@@ -11,8 +11,9 @@ from typing import TypeVar
 from vitexport import bundle as bundles
 from vitexport import source as sources
 from vitexport.artifacts import ModelSource, Precision, Product, describe_outputs
-from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
+from vitexport.datasets import ImageSet, open_images, open_labelled
 from vitexport.errors import InputError, UsageError, VitexportError
+from vitexport.labels import ClassNames, read_class_names
 from vitexport.machine import memory_bytes
 from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
@@ -20,6 +21,7 @@ from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all, with_opset
+from vitexport.validate.plausibility import check_expectation
 
 T = TypeVar("T")
 FEW_CALIBRATION_IMAGES = 32
@@ -40,6 +42,7 @@ class Prepared:
     model: sources.LiveModel
     source: ModelSource
     labels: tuple[str, ...] | None
+    synsets: tuple[str, ...] | None
     calibration: ImageSet | None
     data: ImageSet | None
     evaluation: ImageSet | None
@@ -86,7 +89,7 @@ def plan(request: BuildRequest) -> Plan:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
     if loaded is not None:
         prepared_findings += _frozen_size(*loaded)
-    _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
+    _names, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, _ = _evaluation(request, source, calibration, data, problems)
     _replay(request, target, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
@@ -119,7 +122,7 @@ def prepare(request: BuildRequest) -> Prepared:
         notes += _target_findings(request, target, precisions, source, problems)
     if loaded is not None:
         notes += _frozen_size(*loaded)
-    labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
+    names, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, about = _evaluation(request, source, calibration, data, problems)
     replay = _replay(request, target, calibration, problems)
     problems.raise_all()
@@ -132,7 +135,8 @@ def prepare(request: BuildRequest) -> Prepared:
         precisions=precisions,
         model=loaded[0],
         source=loaded[1],
-        labels=labels,
+        labels=names.labels if names is not None else None,
+        synsets=names.synsets if names is not None else None,
         calibration=calibration,
         data=data,
         evaluation=evaluation,
@@ -179,6 +183,7 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
     if not budget.max_drop >= 0 or not 0 <= budget.min_agreement <= 100 or not 0 <= budget.min_cosine <= 1:
         message = "The budget must be a drop of 0 or more points, an agreement of 0 to 100 % and a cosine of 0 to 1."
         problems.errors.append(UsageError(message))
+    problems.attempt(lambda: check_expectation(request.expect_top1, labelled=request.data is not None))
     return target, precisions, out if target is not None else None
 
 
@@ -279,19 +284,20 @@ def _check_this_machine(source: ModelSource, request: BuildRequest) -> None:
 
 def _image_sets(
     request: BuildRequest, source: ModelSource | None, problems: _Problems, *, needs_calibration: bool
-) -> tuple[tuple[str, ...] | None, ImageSet | None, ImageSet | None]:
-    """Labels, calibration images and labelled images, each read once so that a bad one is known now."""
+) -> tuple[ClassNames | None, ImageSet | None, ImageSet | None]:
+    """Class names, calibration images and labelled images, each read once so that a bad one is known now."""
     classes = source.num_classes if source else None
     channels = _channels(request, source)
     if source is not None and classes is None and (request.labels is not None or request.data is not None):
         problems.errors.append(_no_classes(source))
         return None, None, None
-    labels: tuple[str, ...] | None = None
+    names: ClassNames | None = None
     if request.labels is not None:
         file = request.labels
-        labels = problems.attempt(lambda: read_labels(file, classes))
-    elif source is not None:
-        labels = source.labels
+        names = problems.attempt(lambda: read_class_names(file, classes))
+    elif source is not None and source.labels is not None:
+        names = ClassNames(labels=source.labels, synsets=source.synsets)
+    problems.attempt(lambda: _check_classes_known(request, names))
     calibration = None
     if request.calibration is not None and (needs_calibration or request.data is None):
         folder = request.calibration
@@ -299,15 +305,35 @@ def _image_sets(
             lambda: open_images(folder, limit=max(request.calibration_size, 1), channels=channels)
         )
     data = None
-    if request.data is not None and classes is not None and not (request.labels is not None and labels is None):
+    if request.data is not None and classes is not None and not (request.labels is not None and names is None):
         root = request.data
-        synsets = source.synsets if source is not None and request.labels is None else None
+        labels, synsets = (names.labels, names.synsets) if names is not None else (None, None)
+        order = request.class_order
         data = problems.attempt(
-            lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes, channels=channels)
+            lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes, order=order, channels=channels)
         )
-    if labels is None and data is not None:
-        labels = data.classes
-    return labels, calibration, data
+    if names is None and data is not None and data.classes is not None:
+        names = ClassNames(labels=data.classes)
+    return names, calibration, data
+
+
+def _check_classes_known(request: BuildRequest, names: ClassNames | None) -> None:
+    """Refuse a class order that would have no effect.
+
+    Raises:
+        UsageError: The classes' order is known, or there are no class folders.
+    """
+    if request.class_order is None:
+        return
+    if request.labels is not None:
+        raise UsageError("--class-order has no effect with --labels, which gives the order; remove one of them.")
+    if names is not None:
+        raise UsageError(
+            f"--class-order has no effect: the model's own labels give the order ({', '.join(names.labels[:3])}, …). "
+            "Remove it, or give --labels FILE to replace them."
+        )
+    if request.data is None:
+        raise UsageError("--class-order sorts the class folders of --data DIR, which was not given; remove it or give both.")
 
 
 def _channels(request: BuildRequest, source: ModelSource | None) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitexport.artifacts import BatchRange, Precision
+from vitexport.datasets import ClassOrder
 from vitexport.quantize.settings import QuantSettings
 from vitexport.roofline import Prediction
 from vitexport.source import ModelRequest
@@ -31,7 +32,10 @@ class BuildRequest:
         quantization: How INT8 is made.
         recipe: File with an earlier build's recipe, which then decides instead of `quantization`.
         data: Labelled validation images, one folder per class.
-        labels: File of class names in the order of the logits.
+        labels: File of class names in the order of the logits, or a folder with a config.json that has them.
+        class_order: How the class folders of `data` are sorted, where no labels are known: ``natural`` as timm's training
+            does it, ``string`` as torchvision's ImageFolder; None where both are the same.
+        expect_top1: Top-1 in percent that the model is known to have on `data`; None where nothing is known.
         batch: Batch sizes that the artifact accepts.
         opset: ONNX opset that the files are written with; None takes the newest that vitexport writes and the target reads.
         embed_preprocess: Whether the bundle gets a model that takes the picture itself; None: as the target wants it.
@@ -52,6 +56,8 @@ class BuildRequest:
     recipe: Path | None = None
     data: Path | None = None
     labels: Path | None = None
+    class_order: ClassOrder | None = None
+    expect_top1: float | None = None
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
     opset: int | None = None
     embed_preprocess: bool | None = None

@@ -15,7 +15,7 @@ from vitexport.machine import describe_machine
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Report, at_most, skipped
 from vitexport.runtime.model import Model, run_in_batches
-from vitexport.validate import metrics
+from vitexport.validate import metrics, plausibility
 from vitexport.validate.numerics import golden, not_finite
 from vitexport.validate.preprocessing import same_preprocessing
 
@@ -30,7 +30,9 @@ def title(model: Model) -> str:
     return f"{manifest.model['name']} · {manifest.precision} · {manifest.target.name}"
 
 
-def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progress: Progress) -> Report:
+def validate_bundle(
+    model: Model, data: ImageSet | None, max_drop: float, progress: Progress, *, expect_top1: float | None = None
+) -> Report:
     """Run the golden inputs, and `data` if given, through the artifact that ships.
 
     Args:
@@ -38,6 +40,7 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
         data: Labelled images, or None.
         max_drop: Top-1 that may be lost against PyTorch on `data`, in percentage points.
         progress: Told after each batch.
+        expect_top1: Top-1 in percent that the model is known to have on `data`; None where nothing is known.
     """
     pixels, reference = model.bundle.golden()
     built = model.bundle.report().measurements
@@ -64,8 +67,9 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
     elif data is None:
         checks.append(skipped("accuracy", "no labelled images were given (--data DIR)"))
     else:
-        check, measurements["accuracy"] = _accuracy(model, data, built.get("accuracy", {}), max_drop, progress)
-        checks.append(check)
+        logits = classify(model, data, progress)
+        check, measurements["accuracy"] = _accuracy(logits, data, built.get("accuracy", {}), max_drop)
+        checks += [check, *_absolute(model, logits, data, expect_top1)]
     verified = f"{len(model.manifest.files)} files were held against the manifest's sha256 before anything was loaded."
     return Report(
         title=title(model),
@@ -77,13 +81,12 @@ def validate_bundle(model: Model, data: ImageSet | None, max_drop: float, progre
 
 
 def _accuracy(
-    model: Model, data: ImageSet, built: Mapping[str, Any], max_drop: float, progress: Progress
+    logits: NDArray[np.float32], data: ImageSet, built: Mapping[str, Any], max_drop: float
 ) -> tuple[Check, dict[str, Any]]:
     """Accuracy here, held against PyTorch's at build time if that was measured on the same images."""
     labels = data.labels
     if labels is None:
         return skipped("accuracy", "the images have no labels"), {}
-    logits = classify(model, data, progress)
     top1 = float(metrics.in_top(logits, labels, 1).mean() * 100)
     top5 = float(metrics.in_top(logits, labels, 5).mean() * 100)
     figures: dict[str, Any] = {
@@ -102,6 +105,19 @@ def _accuracy(
         return at_most("accuracy", drop, max_drop, message, "points"), figures | {"drop": drop}
     message = f"top-1 {top1:.2f} % on {len(labels)} images; PyTorch was not measured on them, so no drop is known"
     return skipped("accuracy", message), figures
+
+
+def _absolute(model: Model, logits: NDArray[np.float32], data: ImageSet, expect_top1: float | None) -> list[Check]:
+    """Whether the answers can be right at all, and reach what the user knows of the model."""
+    labels = data.labels
+    if labels is None or plausibility.classifier_output(model.manifest.outputs) is None:
+        return []
+    reason = plausibility.untrained(model.manifest.model.get("weights"))
+    check = skipped(plausibility.NAME, reason) if reason else plausibility.labelled(logits, labels, "the")
+    if expect_top1 is None:
+        return [check]
+    measured = {"here": plausibility.in_percent(logits, labels)}
+    return [check, plausibility.expected_top1(expect_top1, measured, len(labels))]
 
 
 def classify(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.float32]:

@@ -100,8 +100,8 @@ def drop_interval(reference: NDArray[np.bool_], candidate: NDArray[np.bool_]) ->
     only_reference, only_candidate = int((reference & ~candidate).sum()), int((~reference & candidate).sum())
     neither = n - both - only_reference - only_candidate
     first, second = (both + only_reference) / n, (both + only_candidate) / n
-    low_first, high_first = _wilson(both + only_reference, n)
-    low_second, high_second = _wilson(both + only_candidate, n)
+    low_first, high_first = wilson(both + only_reference, n)
+    low_second, high_second = wilson(both + only_candidate, n)
     phi = _correlation(both, only_reference, only_candidate, neither)
     below, above = first - low_first, high_second - second
     low = math.sqrt(max(below**2 - 2 * phi * below * above + above**2, 0))
@@ -122,7 +122,7 @@ def _correlation(both: int, only_first: int, only_second: int, neither: int) -> 
     return corrected / math.sqrt(product)
 
 
-def _wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: int, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion. Too small for a dependency of what runs on devices."""
     z = 1.959963984540054
     centre = (successes + z * z / 2) / (n + z * z)
