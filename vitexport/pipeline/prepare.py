@@ -8,14 +8,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from vitexport import bundle as bundles
 from vitexport import source as sources
-from vitexport.artifacts import ModelSource, Precision, Product, describe_outputs
-from vitexport.datasets import ImageSet, open_images, open_labelled, read_labels
+from vitexport.annotations import open_validation
+from vitexport.artifacts import (
+    DEFAULT_THRESHOLD,
+    ModelSource,
+    Precision,
+    Product,
+    Task,
+    describe_outputs,
+    is_binary,
+    num_names,
+)
+from vitexport.datasets import ImageSet, open_images, read_labels
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.machine import memory_bytes
 from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
+from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
@@ -24,6 +37,10 @@ from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all
 T = TypeVar("T")
 FEW_CALIBRATION_IMAGES = 32
 UNLABELLED_EVALUATION = 256
+PHOTOGRAPHS = "views of the package's photographs"
+# An image whose pixels differ by less (standard deviation in each channel, in levels of 255) is of one colour.
+BLANK_LEVELS = 1.0
+BLANK_SAMPLE = 32
 ENOUGH_UNUSED = 64
 USABLE_SHARE = 0.8
 
@@ -82,8 +99,9 @@ def plan(request: BuildRequest) -> Plan:
     precisions = _fastest_first(precisions, prediction)
     if target is not None:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
+    _check_task(request, source, problems)
     _labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
-    evaluation, _ = _evaluation(request, calibration, data, problems)
+    evaluation, _ = _evaluation(request, source, calibration, data, problems)
     _replay(request, target, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
     errors = [Finding(level="error", message=str(error)) for error in problems.errors]
@@ -113,8 +131,9 @@ def prepare(request: BuildRequest) -> Prepared:
     notes: list[Finding] = []
     if target is not None:
         notes += _target_findings(request, target, precisions, source, problems)
+    _check_task(request, source, problems)
     labels, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
-    evaluation, about = _evaluation(request, calibration, data, problems)
+    evaluation, about = _evaluation(request, source, calibration, data, problems)
     replay = _replay(request, target, calibration, problems)
     problems.raise_all()
     if loaded is None or target is None or out is None:
@@ -166,10 +185,9 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
                 "Leave it out; vitexport triton puts the preprocessing in front of the engine."
             )
         )
-    budget = request.budget
-    if not budget.max_drop >= 0 or not 0 <= budget.min_agreement <= 100 or not 0 <= budget.min_cosine <= 1:
-        message = "The budget must be a drop of 0 or more points, an agreement of 0 to 100 % and a cosine of 0 to 1."
-        problems.errors.append(UsageError(message))
+    problems.attempt(request.budget.check)
+    if not 0 < request.threshold < 1:
+        problems.errors.append(UsageError(f"--threshold is {request.threshold:g}; it must be above 0 and below 1."))
     return target, precisions, out if target is not None else None
 
 
@@ -272,14 +290,14 @@ def _image_sets(
     request: BuildRequest, source: ModelSource | None, problems: _Problems, *, needs_calibration: bool
 ) -> tuple[tuple[str, ...] | None, ImageSet | None, ImageSet | None]:
     """Labels, calibration images and labelled images, each read once so that a bad one is known now."""
-    classes = source.num_classes if source else None
-    if source is not None and classes is None and (request.labels is not None or request.data is not None):
+    names = num_names(source.outputs) if source else None
+    if source is not None and names is None and (request.labels is not None or request.data is not None):
         problems.errors.append(_no_classes(source))
         return None, None, None
     labels: tuple[str, ...] | None = None
     if request.labels is not None:
         file = request.labels
-        labels = problems.attempt(lambda: read_labels(file, classes))
+        labels = problems.attempt(lambda: _read_names(file, source, names))
     elif source is not None:
         labels = source.labels
     calibration = None
@@ -287,13 +305,41 @@ def _image_sets(
         folder = request.calibration
         calibration = problems.attempt(lambda: open_images(folder, limit=max(request.calibration_size, 1)))
     data = None
-    if request.data is not None and classes is not None and not (request.labels is not None and labels is None):
-        root = request.data
-        synsets = source.synsets if source is not None and request.labels is None else None
-        data = problems.attempt(lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes))
+    readable = source is not None and names is not None and not (request.labels is not None and labels is None)
+    if request.data is not None and source is not None and names is not None and readable:
+        root, task, count, known = request.data, source.task, names, labels
+        synsets = source.synsets if request.labels is None else None
+        data = problems.attempt(lambda: open_validation(root, task=task, names=known, synsets=synsets, count=count))
     if labels is None and data is not None:
-        labels = data.classes
+        labels = data.classes or data.target_names
     return labels, calibration, data
+
+
+def _read_names(file: Path, source: ModelSource | None, count: int | None) -> tuple[str, ...]:
+    """Names of the classes, labels or values; of one logit's classes the positive one's alone is enough."""
+    if source is None or not is_binary(source.outputs):
+        return read_labels(file, count)
+    names = read_labels(file)
+    if len(names) > 2:
+        raise InputError(
+            f"Labels file {file} has {len(names)} names, but one logit tells two classes apart; expected two (negative, "
+            "positive), or the positive one alone."
+        )
+    return (f"not {names[0]}", names[0]) if len(names) == 1 else names
+
+
+def _check_task(request: BuildRequest, source: ModelSource | None, problems: _Problems) -> None:
+    """Options that the model's task has no use for."""
+    if source is None:
+        return
+    if request.top_indices and source.task in ("regression", "embedding"):
+        problems.errors.append(
+            UsageError(f"--top-indices ranks classes or labels, and a model for {source.task} has none; leave it out.")
+        )
+    if request.threshold != DEFAULT_THRESHOLD and source.task != "multi-label":
+        problems.errors.append(
+            UsageError(f"--threshold is for --task multi-label, and this model is for {source.task}; leave it out.")
+        )
 
 
 def _no_classes(source: ModelSource) -> UsageError:
@@ -305,19 +351,35 @@ def _no_classes(source: ModelSource) -> UsageError:
 
 
 def _evaluation(
-    request: BuildRequest, calibration: ImageSet | None, data: ImageSet | None, problems: _Problems
+    request: BuildRequest,
+    source: ModelSource | None,
+    calibration: ImageSet | None,
+    data: ImageSet | None,
+    problems: _Problems,
 ) -> tuple[ImageSet | None, str]:
-    """What the result is judged on: labelled images; else images that calibration left over; else what there is."""
+    """What the result is judged on: labelled images; else images that calibration left over; else what there is.
+
+    Images of one colour each say nothing: INT8 whose ranges fit them alone computes them well, and nothing else.
+    """
     if data is not None:
         return data, data.name
     folder = request.calibration
     if calibration is None or folder is None:
-        return None, "views of the package's photographs"
+        return None, PHOTOGRAPHS
+    if source is not None and _are_blank(calibration, source.preprocess):
+        return None, f"{PHOTOGRAPHS}, since the calibration images are of one colour each"
     if len(calibration.unused) >= ENOUGH_UNUSED:
         unused = calibration.unused
         left = problems.attempt(lambda: open_images(folder, limit=UNLABELLED_EVALUATION, among=unused))
         return left, "images that calibration did not use"
     return calibration, "the calibration images themselves, for want of others"
+
+
+def _are_blank(images: ImageSet, spec: PreprocessSpec) -> bool:
+    """Whether most of a few of them show nothing."""
+    count = min(len(images.files), BLANK_SAMPLE)
+    pixels = images.pixels(spec, [index * len(images.files) // count for index in range(count)])
+    return float(np.mean(pixels.std(axis=(1, 2)).max(axis=1) < BLANK_LEVELS)) > 0.5
 
 
 def _replay(
@@ -360,6 +422,15 @@ def _image_findings(calibration: ImageSet | None, evaluation: ImageSet | None) -
     return result
 
 
+# What unlabelled pictures are judged by.
+_FIGURES: dict[Task, str] = {
+    "classification": "agreement",
+    "multi-label": "agreement per label",
+    "regression": "deviation",
+    "embedding": "cosine",
+}
+
+
 def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     request: BuildRequest,
     target: Target,
@@ -388,7 +459,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
         steps.append(f"compile a TensorRT-RTX engine for compute capability {', '.join(target.compute_capabilities)}")
     elif target.runtime == "tensorrt":
         steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
-    how = "agreement" if source is None or source.num_classes is not None else "cosine"
+    how = _FIGURES[source.task] if source is not None else "agreement"
     where = f"{len(data.files)} labelled images" if data is not None else f"unlabelled images, by {how}"
     steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
     if target.kind == "cpu" and not target.app:

@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from vitexport.artifacts import BatchRange, Precision
+from vitexport.artifacts import DEFAULT_THRESHOLD, BatchRange, Precision
 from vitexport.quantize.settings import QuantSettings
 from vitexport.roofline import Prediction
 from vitexport.source import ModelRequest
 from vitexport.targets import Finding, Target
-from vitexport.validate.numerics import Budget
+from vitexport.validate.budget import Budget
 
 PrecisionChoice = Literal["auto", "fp32", "fp16", "int8"]
 
@@ -30,11 +30,15 @@ class BuildRequest:
         calibration_size: How many of them are used.
         quantization: How INT8 is made.
         recipe: File with an earlier build's recipe, which then decides instead of `quantization`.
-        data: Labelled validation images, one folder per class.
-        labels: File of class names in the order of the logits.
+        data: Labelled validation images: a folder with one sub-folder per class; for multi-label and regression a CSV file
+            (`vitexport.annotations`).
+        labels: File of the names of classes, labels or values in the order of the output. One logit takes two, of the
+            negative and the positive class, or the positive one's alone.
+        threshold: Multi-label: probability from which on a label is true, 0 to 1.
         batch: Batch sizes that the artifact accepts.
         embed_preprocess: Whether the bundle gets a model that takes the picture itself; None: as the target wants it.
-        top_indices: How many classes that model names; 0 leaves probabilities and ranking out of it.
+        top_indices: How many classes or labels that model names; 0 leaves probabilities and ranking out of it. None: 5 where
+            there are any.
         budget: Accuracy that may be lost.
         out: The bundle's folder; None names it after model and target.
         force: Whether an existing bundle is replaced.
@@ -51,9 +55,10 @@ class BuildRequest:
     recipe: Path | None = None
     data: Path | None = None
     labels: Path | None = None
+    threshold: float = DEFAULT_THRESHOLD
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
     embed_preprocess: bool | None = None
-    top_indices: int = 5
+    top_indices: int | None = None
     budget: Budget = dataclasses.field(default_factory=Budget)
     out: Path | None = None
     force: bool = False

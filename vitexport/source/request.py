@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vitexport.artifacts import Task
 from vitexport.errors import UsageError
 from vitexport.preprocess import CropMode
 
@@ -31,6 +32,8 @@ class ModelRequest:
             that has one, and ``none`` of one that has not.
         features: Indices of intermediate feature maps, as timm's ``forward_intermediates`` counts them; empty for none. With
             them, and without `head`, they are the only outputs.
+        task: What the model is for; None for what the checkpoint's file says, else ``classification`` of a classifier with
+            two or more outputs and ``embedding`` of a model without one. ``embedding`` takes ``features`` as `head`.
         softmax: Probabilities in the place of the logits.
         mean, std, crop_pct, interpolation, crop_mode: Overrides of the model's data config.
         seed: For weights that are not loaded.
@@ -46,6 +49,7 @@ class ModelRequest:
     img_size: int | tuple[int, int] | None = None
     head: Head | None = None
     features: tuple[int, ...] = ()
+    task: Task | None = None
     softmax: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
