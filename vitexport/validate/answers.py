@@ -151,8 +151,8 @@ def _judge_labels(  # noqa: PLR0913, PLR0917 - as `judge`
     if not np.isnan(shares).all():
         lost = int(np.nanargmin(shares))
         message = (
-            f"each label is found again on {shares[lost]:.0f} % or more of the images on which PyTorch finds it; the least is "
-            f"{reading.name(lost)}, of {int(one[:, lost].sum())} images ({where})"
+            f"each label is found again on {shares[lost]:.0f} % or more of the images on which PyTorch finds it; the least "
+            f"is {reading.name(lost)}, of {int(one[:, lost].sum())} images ({where})"
         )
         checks.append(at_least("labels_kept", float(shares[lost]), LEAST_KEPT, message, "percent"))
     return checks, {}
