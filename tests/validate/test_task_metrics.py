@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score, r2_score
 
 from vitexport.artifacts import OutputSpec
 from vitexport.validate.budget import Budget, Reading
-from vitexport.validate.numerics import Numerics, compare
+from vitexport.validate.numerics import Numerics, compare, parity
 from vitexport.validate.task_metrics import (
     average_precision,
     decisions,
@@ -177,3 +177,11 @@ def test_what_is_not_finite_never_passes(spec: OutputSpec) -> None:
     candidate = reference.copy()
     candidate[3, 0] = math.nan
     assert not compared(spec, reference, candidate).within_budget
+
+
+def test_parity_does_not_divide_by_one_number_that_is_near_zero() -> None:
+    reference, result = {"values": np.array([[1e-3]], np.float32)}, {"values": np.array([[1.001e-3]], np.float32)}
+    assert parity([reference], [result]).status == "failed"
+    assert parity([reference], [result], {"values": 9.0}).status == "passed"
+    assert parity([reference], [{"values": np.array([[0.01]], np.float32)}], {"values": 9.0}).status == "failed"
+    assert parity([reference], [{"values": np.array([[math.nan]], np.float32)}], {"values": 9.0}).status == "failed"
