@@ -27,6 +27,7 @@ from vitexport.source import ModelRequest
 from vitexport.targets import Device, resolve
 from vitexport.targets.catalogue import nearest
 from vitexport.validate.bench import BenchRequest, Beside, bench_bundle
+from vitexport.validate.budget import Budget
 from vitexport.validate.device import validate_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,7 +144,7 @@ def measure(name: str, request: BuildRequest, pytorch: Any) -> tuple[list[Row], 
                 _, report = build_here(open_for_engine(bundle.root), EngineRequest())
                 skipped += [check.message for check in report.checks if check.status == "failed"]
             with load(bundle.root, backend=backend) as model:
-                report = validate_bundle(model, None, 1.0, silent)
+                report = validate_bundle(model, None, Budget(max_drop=1.0), silent)
                 if report.exit_code != 0:
                     failed = "; ".join(check.message for check in report.checks if check.status == "failed")
                     skipped.append(f"{name}, {request.precision}, {backend}: computes wrong, so it was not timed: {failed}")

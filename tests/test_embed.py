@@ -21,7 +21,7 @@ from vitexport.preprocess import PreprocessSpec, load_image, preprocess
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.runtime.model import Prediction
 from vitexport.targets import resolve
-from vitexport.validate.numerics import Budget
+from vitexport.validate.budget import Budget
 from vitexport.validate.pictures import PictureError, compare_pictures
 
 CHECKS = ("picture_mean", "picture_largest", "picture_outputs")

@@ -33,8 +33,9 @@ from vitexport.runtime import load
 from vitexport.source import ModelRequest
 from vitexport.source import load as load_model
 from vitexport.targets import machine_cpu, misfit, resolve
+from vitexport.validate.budget import Budget
 from vitexport.validate.metrics import sqnr_db
-from vitexport.validate.numerics import Budget, Numerics
+from vitexport.validate.numerics import Numerics
 from vitexport.validate.reference import reference_outputs
 
 ANYTHING = Budget(max_drop=100, min_agreement=0)

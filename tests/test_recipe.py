@@ -16,7 +16,7 @@ from vitexport.pipeline import plan, run
 from vitexport.pipeline.recipe import read_recipe
 from vitexport.quantize.settings import Observer, Placement, QuantSettings
 from vitexport.report import Report
-from vitexport.validate.numerics import Budget
+from vitexport.validate.budget import Budget
 
 
 def test_a_manifest_replays_to_the_same_bytes(cpu_bundle: Built, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def judge(case: Case, sample: Prepared, answers: dict[tuple[str, ...], Any], fol
     reference = Reference(
         images=images,
         outputs={"logits": logits},
-        labels=images.labels,
+        truth=images.labels,
         about="",
         golden_pixels=probe_pixels(images, spec),
         golden_outputs={},

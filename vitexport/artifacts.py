@@ -20,7 +20,13 @@ from vitexport.preprocess import PreprocessSpec
 
 Precision = Literal["fp32", "fp16", "int8"]
 Part = Literal["body", "patch", "head", "attention", "other"]
-OutputKind = Literal["logits", "probabilities", "embedding", "tokens", "feature_map"]
+OutputKind = Literal["logits", "probabilities", "label_logits", "values", "embedding", "tokens", "feature_map"]
+# What a model is for, which decides how its answer is read, shown and judged.
+Task = Literal["classification", "multi-label", "regression", "embedding"]
+# Probability from which on a label of a multi-label model is true.
+DEFAULT_THRESHOLD = 0.5
+# Names of the two classes that one logit tells apart, where the user gave none.
+BINARY_NAMES = ("negative", "positive")
 # What a model computes for n images: by name of the output, float32 [n, …].
 Outputs: TypeAlias = Mapping[str, NDArray[np.float32]]
 INPUT_NAME = "image"
@@ -78,8 +84,10 @@ class OutputSpec:
 
     Attributes:
         name: In the graph and everywhere else.
-        kind: ``logits`` and ``probabilities`` [classes], an ``embedding`` [channels], ``tokens`` [tokens, channels], or a
-            ``feature_map`` [channels, height, width], or in a model's own order of the three.
+        kind: ``logits`` and ``probabilities`` [classes], where one logit alone tells two classes apart by its sign;
+            ``label_logits`` [labels], each of which is true or not by itself; ``values`` [values] in a unit of their own; an
+            ``embedding`` [channels], ``tokens`` [tokens, channels], or a ``feature_map`` [channels, height, width], or in a
+            model's own order of the three.
         shape: For one image.
     """
 
@@ -90,7 +98,17 @@ class OutputSpec:
     @property
     def names_classes(self) -> bool:
         """Whether its largest number names a class, so that there is a top-1."""
-        return self.kind in ("logits", "probabilities")
+        return self.kind in ("logits", "probabilities") and not self.is_binary
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether it is one logit, whose sign decides between two classes."""
+        return self.kind == "logits" and self.shape == (1,)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is what the task asks for: classes, labels or values, and not features of the picture."""
+        return self.kind in ("logits", "probabilities", "label_logits", "values")
 
     @classmethod
     def from_json(cls, data: Any) -> OutputSpec:
@@ -107,17 +125,48 @@ class OutputSpec:
 
 
 def num_classes(outputs: Sequence[OutputSpec]) -> int | None:
-    """Width of the output that names classes, or None without one."""
+    """How many classes the model tells apart: the width of the output that names them, two of one logit; None without."""
+    if is_binary(outputs):
+        return len(BINARY_NAMES)
     return next((output.shape[0] for output in outputs if output.names_classes), None)
 
 
+def is_binary(outputs: Sequence[OutputSpec]) -> bool:
+    """Whether one logit is the model's answer."""
+    return any(output.is_binary for output in outputs)
+
+
+def answer_of(outputs: Sequence[OutputSpec]) -> OutputSpec | None:
+    """The output that holds what the task asks for; None of an embedding."""
+    return next((output for output in outputs if output.is_answer), None)
+
+
+def num_names(outputs: Sequence[OutputSpec]) -> int | None:
+    """How many names go with the model's answer: of its classes, labels or values; None of an embedding."""
+    answer = answer_of(outputs)
+    return None if answer is None else num_classes(outputs) or answer.shape[0]
+
+
+def task_of(outputs: Sequence[OutputSpec]) -> Task:
+    """What the outputs are for."""
+    answer = answer_of(outputs)
+    if answer is None:
+        return "embedding"
+    return {"label_logits": "multi-label", "values": "regression"}.get(answer.kind, "classification")  # type: ignore[return-value]
+
+
 def describe_outputs(outputs: Sequence[OutputSpec]) -> str:
-    """For example ``1000 classes``, or ``embedding [384]``."""
-    parts = [
-        f"{output.shape[0]} classes" if output.names_classes else f"{output.name} [{', '.join(map(str, output.shape))}]"
-        for output in outputs
-    ]
-    return ", ".join(parts)
+    """For example ``1000 classes``, ``3 labels``, or ``embedding [384]``."""
+    return ", ".join(map(_describe, outputs))
+
+
+def _describe(output: OutputSpec) -> str:
+    if output.is_binary:
+        return "two classes by one logit"
+    words = {"logits": "classes", "probabilities": "classes", "label_logits": "labels", "values": "values"}
+    if output.kind in words:
+        return f"{output.shape[0]} {words[output.kind] if output.shape[0] != 1 else words[output.kind][:-1]}"
+    return f"{output.name} [{', '.join(map(str, output.shape))}]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +205,8 @@ class ModelSource:
         outputs: What the model computes, in order.
         timm_version, torch_version: Versions that built the model.
         preprocess: The model's own data config, with the user's overrides.
-        labels: Class names in the order of the logits, or None where they are not known.
+        task: What the model is for.
+        labels: Names of the classes, labels or values in the order of the output, or None where they are not known.
         synsets: Class folder names that stand for the labels (ImageNet's ``n01440764``), in the same order, or None.
         products: Its matrix products and convolutions, in the order in which they are computed.
         loading: What was done to load a checkpoint, in a line; None without one.
@@ -175,6 +225,7 @@ class ModelSource:
     timm_version: str
     torch_version: str
     preprocess: PreprocessSpec
+    task: Task
     labels: tuple[str, ...] | None = None
     synsets: tuple[str, ...] | None = None
     products: tuple[Product, ...] = ()
@@ -184,7 +235,7 @@ class ModelSource:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest; preprocessing and labels have places of their own there, products none."""
         data = dataclasses.asdict(self)
-        for key in ("preprocess", "labels", "synsets", "outputs", "products", "notes"):
+        for key in ("preprocess", "task", "labels", "synsets", "outputs", "products", "notes"):
             del data[key]
         return data
 

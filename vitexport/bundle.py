@@ -20,7 +20,18 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, Outputs, OutputSpec, Precision, file_sha256, num_classes
+from vitexport.artifacts import (
+    DEFAULT_THRESHOLD,
+    BatchRange,
+    Outputs,
+    OutputSpec,
+    Precision,
+    Task,
+    file_sha256,
+    num_classes,
+    num_names,
+    task_of,
+)
 from vitexport.errors import BundleError, InputError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.report import Report
@@ -49,7 +60,9 @@ class Manifest:
         precision: Of the shipped artifact.
         batch: Batch sizes that the artifact accepts.
         preprocess: How a picture becomes its input.
-        labels: Class names in the order of the logits, or None.
+        task: What the model is for.
+        threshold: Probability from which on a label of a multi-label model is true.
+        labels: Names of the classes, labels or values in the order of the output, or None.
         synsets: Other names that class folders may have, in the same order, or None.
         outputs: What the model computes, in order.
         artifacts: Role to path in the bundle: ``onnx``, ``onnx_float``, ``engine``, ``golden_pixels``, ``golden_`` with
@@ -68,6 +81,8 @@ class Manifest:
     precision: Precision
     batch: BatchRange
     preprocess: PreprocessSpec
+    task: Task
+    threshold: float
     labels: tuple[str, ...] | None
     synsets: tuple[str, ...] | None
     outputs: tuple[OutputSpec, ...]
@@ -92,6 +107,8 @@ class Manifest:
             "precision": self.precision,
             "batch": str(self.batch),
             "preprocess": self.preprocess.to_json(),
+            "task": self.task,
+            "threshold": self.threshold,
             "labels": list(self.labels) if self.labels is not None else None,
             "synsets": list(self.synsets) if self.synsets is not None else None,
             "outputs": [{**dataclasses.asdict(output), "shape": list(output.shape)} for output in self.outputs],
@@ -110,7 +127,7 @@ class Manifest:
             KeyError, TypeError, ValueError, VitexportError: `data` is not a manifest.
         """
         outputs = _outputs(data["outputs"])
-        labels, synsets = (_names(data[key], num_classes(outputs)) for key in ("labels", "synsets"))
+        labels, synsets = (_names(data[key], num_names(outputs)) for key in ("labels", "synsets"))
         precision = _precision(data["precision"])
         if (precision == "int8") != (data["recipe"] is not None):
             raise ValueError(f"precision {precision} and the INT8 recipe contradict each other")
@@ -121,6 +138,8 @@ class Manifest:
             precision=precision,
             batch=BatchRange.parse(data["batch"]),
             preprocess=PreprocessSpec.from_json(data["preprocess"]),
+            task=_task(data.get("task"), outputs),
+            threshold=_threshold(data.get("threshold", DEFAULT_THRESHOLD)),
             labels=labels,
             synsets=synsets,
             outputs=outputs,
@@ -177,18 +196,32 @@ def _requires(values: Any) -> dict[str, dict[str, Any]]:
 
 
 def _outputs(values: Any) -> tuple[OutputSpec, ...]:
-    """At least one, each with a name of its own, and no more than one that names classes."""
+    """At least one, each with a name of its own, and no more than one that answers."""
     outputs = tuple(OutputSpec.from_json(value) for value in values)
     if not outputs or len({output.name for output in outputs}) != len(outputs):
         raise ValueError("outputs are none, or two of them have one name")
-    classes = [output for output in outputs if output.names_classes]
-    if len(classes) > 1 or any(len(output.shape) != 1 or output.shape[0] > MOST_CLASSES for output in classes):
-        raise ValueError(f"{[output.name for output in classes]} cannot name classes")
+    answers = [output for output in outputs if output.is_answer]
+    if len(answers) > 1 or any(len(output.shape) != 1 or output.shape[0] > MOST_CLASSES for output in answers):
+        raise ValueError(f"{[output.name for output in answers]} cannot be the answer")
     return outputs
 
 
+def _task(value: Any, outputs: tuple[OutputSpec, ...]) -> Task:
+    """What the outputs are for; bundles of before there were tasks do not say it."""
+    task = task_of(outputs)
+    if value is not None and value != task:
+        raise ValueError(f"task {value!r} does not fit the outputs, which are for {task}")
+    return task
+
+
+def _threshold(value: Any) -> float:
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise ValueError(f"threshold is {value!r}")
+    return value
+
+
 def _names(values: Any, count: int | None) -> tuple[str, ...] | None:
-    """Labels or synsets: absent, or as many texts as there are classes."""
+    """Labels or synsets: absent, or as many texts as the answer needs."""
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != count or not all(isinstance(value, str) for value in values):

@@ -77,6 +77,8 @@ class ImageSet:
         skipped: Reason by relative path of those that could not be read.
         unused: Readable or not, the pictures under the root that `limit` left out.
         classes: Class names in label order, or None in an unlabelled set.
+        targets: Labels (0 or 1) or values of each picture, float32 [n, k]; None in a set that has none.
+        target_names: Names of these k, or None.
     """
 
     name: str
@@ -84,13 +86,17 @@ class ImageSet:
     skipped: Mapping[str, str]
     unused: tuple[Path, ...] = ()
     classes: tuple[str, ...] | None = None
+    targets: NDArray[np.float32] | None = None
+    target_names: tuple[str, ...] | None = None
 
     @property
     def sha256(self) -> str:
-        """Over names, hashes and labels of all files: two sets with the same value hold the same pictures."""
+        """Over names, hashes and labels of all files: two sets with the same value hold the same pictures and truth."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.relative}\0{file.sha256}\0{file.label}\n".encode())
+        if self.targets is not None:
+            digest.update(self.targets.astype("<f4").tobytes())
         return digest.hexdigest()
 
     @property

@@ -78,7 +78,7 @@ def _same_architecture(manifest: Manifest) -> nn.Module | str:
         int(output.name.removeprefix("feature_")) for output in manifest.outputs if output.kind == "feature_map"
     )
     head = None
-    if kinds & {"logits", "probabilities"}:
+    if any(output.is_answer for output in manifest.outputs):
         head = "classifier"
     elif "embedding" in kinds:
         head = "features"
@@ -87,7 +87,8 @@ def _same_architecture(manifest: Manifest) -> nn.Module | str:
     kwargs: dict[str, Any] = {"pretrained": False, "kwargs": dict(made.get("kwargs", {})), "features": features}
     spec = manifest.preprocess
     with quiet("timm"):
-        request = ModelRequest(name=name, head=head, softmax="probabilities" in kinds, **kwargs)  # type: ignore[arg-type]
+        softmax = "probabilities" in kinds
+        request = ModelRequest(name=name, head=head, task=manifest.task, softmax=softmax, **kwargs)  # type: ignore[arg-type]
         module, source = load(request, weights=False)
     seen = (source.parameters, source.preprocess.height, source.preprocess.width, [output.shape for output in module.specs])
     wanted = (made["parameters"], spec.height, spec.width, [output.shape for output in manifest.outputs])

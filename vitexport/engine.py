@@ -108,7 +108,7 @@ def write_check(
         target: Gives the version of trtexec.
         shape: Of the golden input.
         limits: Of each output the least SQNR against PyTorch, in dB.
-        classes: Of each output how many classes it tells apart; 0 where it names none.
+        classes: Of each output how many numbers decide on a class: the largest of several, or one by its sign; 0 for none.
     """
     words = [
         "trtexec",

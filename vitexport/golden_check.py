@@ -5,8 +5,9 @@ Needs nothing but Python 3.6: JetPack 4 has that, and JetPack 5 has 3.8. Usage, 
     python3 check.py OUTPUT.json NAME=GOLDEN.f32=LIMIT_DB[=CLASSES] ...
 
 OUTPUT.json is what trtexec --exportOutput writes; GOLDEN.f32 is little-endian float32. Of an output with CLASSES numbers an
-image the largest number is a class, and the share of images with PyTorch's is printed. Exit code 0: every output is at
-least LIMIT_DB decibels above its error; 1: one is not, or holds NaN or infinity; 2: a file is not what it should be.
+image the largest number is a class (of one number its sign is), and the share of images with PyTorch's is printed. Exit
+code 0: every output is at least LIMIT_DB decibels above its error; 1: one is not, or holds NaN or infinity; 2: a file is
+not what it should be.
 """
 
 import array
@@ -51,7 +52,9 @@ def decibels(golden: Sequence[float], values: Sequence[float]) -> float:
 
 
 def agreement(golden: Sequence[float], values: Sequence[float], classes: int) -> float:
-    """Percent of the images whose largest number is at the same place."""
+    """Percent of the images whose largest number is at the same place; of one number, those with the same sign."""
+    if classes == 1:
+        return 100.0 * sum((wanted > 0) == (value > 0) for wanted, value in zip(golden, values)) / len(golden)
     starts = range(0, len(golden), classes)
     same = sum(largest(golden, start, classes) == largest(values, start, classes) for start in starts)
     return 100.0 * same / len(starts)
@@ -72,7 +75,8 @@ def check(name: str, golden: Sequence[float], values: Sequence[float], limit: fl
     seen = decibels(golden, values)
     line = "%s: %.1f dB SQNR against PyTorch, at least %.1f expected" % (name, seen, limit)
     if classes:
-        line += "; same top-1 on %.2f %% of %d images" % (agreement(golden, values, classes), len(golden) // classes)
+        what = "top-1" if classes > 1 else "sign"
+        line += "; same %s on %.2f %% of %d images" % (what, agreement(golden, values, classes), len(golden) // classes)
     return line, seen >= limit
 
 

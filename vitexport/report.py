@@ -142,9 +142,7 @@ class Report:
             rows = [(name.removesuffix("_bytes"), f"{value / 2**20:.2f} MiB") for name, value in size.items()]
             parts += ["## Size", _table(("file", "size"), rows)]
         if candidates := self.measurements.get("candidates"):
-            parts += ["## Against PyTorch", _table(CANDIDATE_COLUMNS, candidate_rows(candidates))]
-        if len(outputs := output_figures(self.measurements)) > len(self.measurements.get("candidates", {})):
-            parts += ["## Each output against PyTorch", _table(OUTPUT_COLUMNS, outputs)]
+            parts += _against_pytorch(candidates, output_figures(self.measurements))
         if layers := self.measurements.get("layers"):
             cells = [
                 (name, f"{row['own_db']:.1f}", _number(row["strength"], "g"), str(row["precision"]))
@@ -174,7 +172,29 @@ ESTIMATE_COLUMNS = (
 )
 LAYER_COLUMNS = ("layer", "SQNR of its own output, dB", "equalization strength", "ships in")
 OUTPUT_COLUMNS = ("precision", "output", "cosine", "SQNR dB")
-CANDIDATE_COLUMNS = ("precision", "top-1 %", "drop, points", "agreement %", "SQNR dB", "cosine", "images")
+# Header and figure of a candidate's row, with how it is written; each task has some of them.
+_CANDIDATE_FIGURES = (
+    ("top-1 %", "candidate_top1", ".2f"),
+    ("accuracy %", "candidate_accuracy", ".2f"),
+    ("drop, points", "drop", "+.2f"),
+    ("agreement %", "agreement_percent", ".2f"),
+    ("same sign %", "sign_agreement_percent", ".2f"),
+    ("mAP %", "candidate_map", ".2f"),
+    ("drop of mAP, points", "map_drop", "+.2f"),
+    ("micro F1 %", "candidate_f1_micro", ".2f"),
+    ("macro F1 %", "candidate_f1_macro", ".2f"),
+    ("same labels %", "label_agreement_percent", ".2f"),
+    ("growth of mean error, %", "error_increase_percent", "+.2f"),
+    ("deviation, % of spread", "deviation_percent", ".2f"),
+    ("SQNR dB", "sqnr_db", ".1f"),
+    ("cosine", "cosine", ".6f"),
+)
+CANDIDATE_COLUMNS = ("precision", *(header for header, _, _ in _CANDIDATE_FIGURES), "images")
+VALUE_COLUMNS = (
+    "precision",
+    "value",
+    *(f"{name}{of}" for name in ("mean error", "largest error", "R²") for of in ("", ", PyTorch")),
+)
 
 
 def latency_rows(latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -230,19 +250,41 @@ def estimate_rows(estimate: Mapping[str, Any], latency: Mapping[str, Mapping[str
 
 
 def candidate_rows(candidates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows of `CANDIDATE_COLUMNS`; empty cells where there were no labels."""
+    """Rows of `CANDIDATE_COLUMNS`; empty cells where there were no labels, and where the task has another figure."""
     return [
-        (
-            name,
-            _number(row.get("candidate_top1"), ".2f"),
-            _number(row.get("drop"), "+.2f"),
-            _number(row.get("agreement_percent"), ".2f"),
-            _number(row.get("sqnr_db"), ".1f"),
-            _number(row.get("cosine"), ".6f"),
-            str(row["images"]),
-        )
+        (name, *(_number(row.get(figure), form) for _, figure, form in _CANDIDATE_FIGURES), str(row["images"]))
         for name, row in candidates.items()
     ]
+
+
+def value_rows(candidates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of `VALUE_COLUMNS`: errors of each value of a regression with targets, in the target's unit."""
+    figures = ("mean_error", "largest_error", "r2")
+    return [
+        (
+            precision,
+            name,
+            *(_number(value[f"{whose}_{figure}"], ".4g") for figure in figures for whose in ("candidate", "reference")),
+        )
+        for precision, row in candidates.items()
+        for name, value in row.get("values", {}).items()
+    ]
+
+
+def _against_pytorch(candidates: Mapping[str, Mapping[str, Any]], outputs: list[tuple[str, ...]]) -> list[str]:
+    """Tables of the report's page."""
+    parts = ["## Against PyTorch", _table(*filled(CANDIDATE_COLUMNS, candidate_rows(candidates)))]
+    if values := value_rows(candidates):
+        parts += ["## Errors in the unit of the target", _table(VALUE_COLUMNS, values)]
+    if len(outputs) > len(candidates):
+        parts += ["## Each output against PyTorch", _table(OUTPUT_COLUMNS, outputs)]
+    return parts
+
+
+def filled(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows without the columns that are empty throughout."""
+    kept = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    return tuple(header[index] for index in kept), [tuple(row[index] for index in kept) for row in rows]
 
 
 def output_figures(measurements: Mapping[str, Any]) -> list[tuple[str, ...]]:

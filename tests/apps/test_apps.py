@@ -87,7 +87,7 @@ def test_templates_use_only_known_words() -> None:
         if path.is_file()
         for word in re.findall(r"@@([a-z]+)", path.read_text(encoding="utf-8"))
     }
-    assert words == {"title", "slug", "precision", "mib"}
+    assert words == {"title", "slug", "precision", "mib", "steps", "found"}
 
 
 @NODE

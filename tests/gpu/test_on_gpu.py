@@ -19,6 +19,7 @@ from vitexport.runtime.backends import GpuTimer
 from vitexport.runtime.backends.cuda import why_no_driver
 from vitexport.targets import Device
 from vitexport.targets.catalogue import nearest
+from vitexport.validate.budget import Budget
 from vitexport.validate.device import validate_bundle
 
 torch = pytest.importorskip("torch")
@@ -61,7 +62,7 @@ def model(bundle: Built) -> Iterator[Model]:
 
 
 def test_the_engine_computes_what_pytorch_computed(model: Model) -> None:
-    report = validate_bundle(model, None, 1.0, silent)
+    report = validate_bundle(model, None, Budget(max_drop=1.0), silent)
     assert [check.status for check in report.checks if check.name == "golden"] == ["passed"], report.checks
 
 
@@ -103,7 +104,7 @@ def test_onnx_runtime_computes_it_on_the_gpu_too(backend: Any, bundle: Built) ->
         loaded = load(bundle.root, backend=backend)
     except (DeviceError, MissingDependencyError) as error:
         pytest.skip(str(error))
-    report = validate_bundle(loaded, None, 1.0, silent)
+    report = validate_bundle(loaded, None, Budget(max_drop=1.0), silent)
     assert [check.status for check in report.checks if check.name == "golden"] == ["passed"], report.checks
 
 

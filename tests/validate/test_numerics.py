@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import Outputs, OutputSpec
 from vitexport.report import Check, Report
-from vitexport.validate.numerics import GOLDEN_CEILING_DB, PARITY_LIMIT, Budget, Numerics, compare, golden, parity
+from vitexport.validate.budget import Budget
+from vitexport.validate.numerics import GOLDEN_CEILING_DB, PARITY_LIMIT, Numerics, compare, golden, parity
 
 BUDGET = Budget(max_drop=1.0, min_agreement=99.0)
 ANYTHING = Budget(max_drop=100, min_agreement=0)

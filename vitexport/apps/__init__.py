@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from vitexport.artifacts import ONNX_APP
+from vitexport.artifacts import ONNX_APP, Task
 from vitexport.bundle import Bundle, staging
 from vitexport.errors import UsageError
 
@@ -41,6 +41,15 @@ _LAYOUTS: Mapping[AppKind, _Layout] = {
 }
 
 
+# What the model does beyond the network, and what an application shows of it.
+_STEPS: Mapping[Task, str] = {
+    "classification": "resizing, cropping, normalization, probabilities and ranking",
+    "multi-label": "resizing, cropping, normalization, a probability for each label (they need not sum to 1) and ranking",
+    "regression": "resizing, cropping and normalization",
+}
+_FOUND: Mapping[Task, str] = {"classification": "Likeliest classes", "multi-label": "Labels", "regression": "Values"}
+
+
 class _Template(string.Template):
     """``@@name``: neither JavaScript, Kotlin, CMake nor C++ writes two at signs before a name."""
 
@@ -51,7 +60,7 @@ def write_app(bundle: Bundle, kind: AppKind, out: Path) -> tuple[str, ...]:
     """Write the project for `kind` into the new folder `out`; returns its files.
 
     Raises:
-        UsageError: The bundle has no model that takes the picture, names no classes, or takes no single picture, or arrays.
+        UsageError: The bundle has no model that takes one picture, or that answers with classes, labels or values.
         InputError: `out` exists, or cannot be written.
     """
     model = _model(bundle)
@@ -79,7 +88,7 @@ def _templates(kind: AppKind, layout: _Layout) -> Iterator[tuple[str, Path]]:
 
 def _model(bundle: Bundle) -> Path:
     manifest, model = bundle.manifest, bundle.artifact(ONNX_APP)
-    if manifest.num_classes is None:
+    if manifest.task == "embedding":
         raise UsageError(f"Bundle {bundle.root} names no classes, and the projects show classes; run its ONNX by hand.")
     if not manifest.preprocess.takes_pictures:
         raise UsageError(
@@ -92,7 +101,8 @@ def _model(bundle: Bundle) -> Path:
             "android-arm64, or for a CPU with --embed-preprocess."
         )
     outputs = bundle.report().measurements.get("embedded", {}).get("outputs", [])
-    if not {"probabilities", "top_indices"} <= set(outputs):
+    needed = {"values"} if manifest.task == "regression" else {"probabilities", "top_indices"}
+    if not needed <= set(outputs):
         raise UsageError(f"The model of bundle {bundle.root} ranks no classes; build it without --top-indices 0.")
     if manifest.batch.minimum > 1:
         raise UsageError(
@@ -111,5 +121,7 @@ def _words(bundle: Bundle, model: Path) -> dict[str, str]:
         "title": re.sub(r"[^\w .,()-]", "-", name) or slug,
         "slug": slug,
         "precision": manifest.precision,
+        "steps": _STEPS[manifest.task],
+        "found": _FOUND[manifest.task],
         "mib": f"{model.stat().st_size / 2**20:.1f}",
     }

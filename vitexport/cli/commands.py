@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from vitexport.annotations import Truth, open_validation
 from vitexport.apps import KINDS, AppKind, write_app
-from vitexport.artifacts import Outputs
+from vitexport.artifacts import Outputs, num_names
 from vitexport.bundle import Bundle, Manifest, open_bundle
 from vitexport.cli import show
-from vitexport.cli.options import EXPECT_TOP1, PATH, build_options, output_options
+from vitexport.cli.options import EXPECT_TOP1, PATH, build_options, data_options, output_options
+from vitexport.cli.predictions import check_options, predictions_json, show_predictions
 from vitexport.cli.words import build_request
-from vitexport.datasets import ImageSet, open_labelled
+from vitexport.datasets import ImageSet
 from vitexport.errors import (
     EXIT_CHECK_FAILED,
     EXIT_OK,
@@ -29,6 +31,7 @@ from vitexport.errors import (
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
 from vitexport.triton import DEFAULT_INSTANCES, DEFAULT_QUEUE_DELAY_US, ServeRequest, write_repository
+from vitexport.validate.budget import Budget
 
 if TYPE_CHECKING:
     from vitexport.validate.bench import Beside
@@ -156,8 +159,7 @@ def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bo
 
 @cli.command(short_help="Check a bundle on this machine.")
 @BUNDLE
-@click.option("--data", type=PATH, metavar="DIR", help="Labelled images, one folder per class.")
-@click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
+@data_options
 @EXPECT_TOP1
 @BACKEND
 @ENGINE
@@ -168,6 +170,8 @@ def validate(
     data: Path | None,
     max_drop: float,
     expect_top1: float | None,
+    max_map_drop: float,
+    max_error_increase: float,
     backend: Any,
     engine: Path | None,
     as_json: bool,
@@ -179,12 +183,12 @@ def validate(
     from vitexport.validate.device import validate_bundle
     from vitexport.validate.plausibility import check_expectation
 
-    if not max_drop >= 0:
-        raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
+    budget = Budget(max_drop=max_drop, max_map_drop=max_map_drop, max_error_increase=max_error_increase)
+    budget.check()
     check_expectation(expect_top1, labelled=data is not None)
     with show.progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
         images = _labelled(model.bundle, data)
-        report = validate_bundle(model, images, max_drop, progress, expect_top1=expect_top1)
+        report = validate_bundle(model, images, budget, progress, expect_top1=expect_top1)
     return _finish(report, as_json=as_json, verbose=verbose)
 
 
@@ -213,8 +217,7 @@ def validate(
     metavar="SECONDS",
     help="How long it is timed then; 0 for not at all.",
 )
-@click.option("--data", type=PATH, metavar="DIR", help="Labelled images to judge it on too, one folder per class.")
-@click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="As for build.")
+@data_options
 @EXPECT_TOP1
 @output_options
 def engine(
@@ -231,6 +234,8 @@ def engine(
     data: Path | None,
     max_drop: float,
     expect_top1: float | None,
+    max_map_drop: float,
+    max_error_increase: float,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -244,8 +249,8 @@ def engine(
     from vitexport.device import EngineRequest, build_here, open_for_engine
     from vitexport.validate.plausibility import check_expectation
 
-    if not max_drop >= 0:
-        raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
+    budget = Budget(max_drop=max_drop, max_map_drop=max_map_drop, max_error_increase=max_error_increase)
+    budget.check()
     check_expectation(expect_top1, labelled=data is not None)
     opened = open_for_engine(bundle)
     images = _labelled(opened, data)
@@ -256,7 +261,7 @@ def engine(
         hardware_compatible=hardware_compatible,
         dla_core=dla,
         strip_weights=strip_weights,
-        max_drop=max_drop,
+        budget=budget,
         expect_top1=expect_top1,
         localize=localize,
         bench_seconds=bench_seconds or None,
@@ -454,7 +459,13 @@ def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
 @cli.command(short_help="Run images through a bundle.")
 @BUNDLE
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Labels per image.")
+@click.option("--top", type=click.IntRange(min=1), metavar="K", help="Labels per image, likeliest first (default: 5).")
+@click.option(
+    "--threshold",
+    type=float,
+    metavar="PROBABILITY",
+    help="Multi-label: show labels from here on (default: the bundle's own, 0.5 unless built with another).",
+)
 @click.option("-o", "--out", type=PATH, metavar="FILE.npz", help="Write every output there: NumPy arrays by name.")
 @BACKEND
 @ENGINE
@@ -463,7 +474,8 @@ def predict(
     *,
     bundle: Path,
     images: tuple[str, ...],
-    top: int,
+    top: int | None,
+    threshold: float | None,
     out: Path | None,
     backend: Any,
     engine: Path | None,
@@ -471,35 +483,23 @@ def predict(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Run each IMAGE through BUNDLE: its likeliest labels, or what else the model computes."""
+    """Run each IMAGE through BUNDLE: its likeliest classes, its labels or values, or what else the model computes."""
     from vitexport.runtime import load
 
     if out is not None:
         _check_file(out, ".npz", "outputs are written as NumPy arrays")
     with show.native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
+        check_options(model.manifest.task, top=top, threshold=threshold)
         if not quiet:
             why = "" if model.fallback is None else f": {model.fallback}"
             click.echo(f"note: running on {model.backend.description}{why}", err=True)
         prediction = model.predict(list(images))
     if out is not None:
         _write_arrays(out, prediction.outputs)
-    if not prediction.class_names:
-        rows = show.output_rows(images, prediction.outputs)
-        if as_json:
-            show.print_json(rows)
-        else:
-            show.show_outputs(rows)
-        return 0
-    ranked = prediction.top(top)
     if as_json:
-        show.print_json(
-            [
-                {"image": image, "top": [{"label": label, "probability": value} for label, value in best]}
-                for image, best in zip(images, ranked, strict=True)
-            ]
-        )
+        show.print_json(predictions_json(images, prediction, top=top, threshold=threshold))
     else:
-        show.show_predictions(images, ranked)
+        show_predictions(images, prediction, top=top, threshold=threshold)
     return 0
 
 
@@ -528,15 +528,17 @@ def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:
     if data is None:
         return None
     manifest = bundle.manifest
-    if manifest.num_classes is None:
+    count = num_names(manifest.outputs)
+    if count is None:
         raise UsageError(f"--data: bundle {bundle.root} names no classes, so there is no accuracy; leave --data out.")
-    return open_labelled(
-        data,
-        labels=manifest.labels,
+    truth = Truth(
+        task=manifest.task,
+        names=manifest.labels,
         synsets=manifest.synsets,
-        classes=manifest.num_classes,
+        count=count,
         channels=manifest.preprocess.channels,
     )
+    return open_validation(data, truth)
 
 
 def _finish(report: Report, *, as_json: bool, verbose: bool) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+
+from vitexport.artifacts import DEFAULT_THRESHOLD, Task
+from vitexport.validate.budget import Budget
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,6 +91,45 @@ class Indices(click.ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
+DATA_HELP = (
+    "Labelled images: one folder per class; for multi-label and regression a CSV file with a column image and a column for "
+    "each label (0 or 1) or value, or one column labels with names."
+)
+# Metavar and help of each limit.
+_LIMITS = {
+    "max_drop": ("POINTS", "Classification with --data: maximum drop of top-1; of one logit, of accuracy."),
+    "min_agreement": (
+        "PERCENT",
+        "Classification without: minimum agreement with PyTorch on top-1; of one logit, on its sign.",
+    ),
+    "max_map_drop": ("POINTS", "Multi-label with --data: maximum drop of mAP, and of micro F1."),
+    "min_label_agreement": ("PERCENT", "Multi-label without: minimum share of decisions (image, label) as in PyTorch."),
+    "max_error_increase": ("PERCENT", "Regression with --data: maximum growth of the mean error."),
+    "max_deviation": ("PERCENT", "Regression without: maximum RMS difference, of the spread of PyTorch's values."),
+    "min_cosine": ("COSINE", "Minimum cosine with PyTorch, of embeddings, tokens and feature maps."),
+}
+
+
+def _limit(name: str) -> Callable[[Any], Any]:
+    """The option of one field of `Budget`."""
+    metavar, text = _LIMITS[name]
+    default = getattr(Budget(), name)
+    return click.option(
+        f"--{name.replace('_', '-')}", type=float, default=default, show_default=True, metavar=metavar, help=text
+    )
+
+
+def data_options(function: F) -> F:
+    """Labelled images on a device, and what may be lost on them against PyTorch."""
+    options = (
+        click.option("--data", type=PATH, metavar="DIR|FILE.csv", help=DATA_HELP),
+        *map(_limit, ("max_drop", "max_map_drop", "max_error_increase")),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def build_options(function: F) -> F:
     """The arguments that ``build`` and ``plan`` share, in the order in which help shows them."""
     for option in reversed(_BUILD_OPTIONS):
@@ -149,6 +191,13 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Feature maps behind these blocks or stages, as timm's forward_intermediates counts them; the only outputs "
         "unless --head is given.",
     ),
+    click.option(
+        "--task",
+        type=click.Choice(get_args(Task)),
+        help="What the model is for: one of several classes (of two by one logit's sign), any of several labels, values, "
+        "or an embedding. Default: as the checkpoint says, else classification, or embedding without a classifier. A "
+        "classifier of width 1 needs it.",
+    ),
     click.option("--softmax", is_flag=True, help="Probabilities instead of logits, computed in the graph."),
     click.option("--mean", type=Numbers(), help="Mean of each channel, for values of 0 to 1 (default: the model's own)."),
     click.option("--std", type=Numbers(), help="Standard deviation of each channel (default: the model's own)."),
@@ -205,13 +254,13 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--include", multiple=True, metavar="REGEX", help="Quantize only modules that match; repeatable."),
     click.option("--exclude", multiple=True, metavar="REGEX", help="Leave modules that match in float; repeatable."),
     click.option("--recipe", type=PATH, metavar="FILE", help="Quantize as an earlier build: its manifest.json."),
-    click.option("--data", type=PATH, metavar="DIR", help="Labelled validation images, one folder per class."),
+    click.option("--data", type=PATH, metavar="DIR|FILE.csv", help=DATA_HELP),
     click.option(
         "--labels",
         type=PATH,
         metavar="FILE",
-        help="Class names in the order of the logits: text, CSV, JSON (list, id2label, class_to_idx), or a folder with a "
-        "config.json.",
+        help="Names of classes, labels or values in the order of the output: text, CSV, JSON (list, id2label, "
+        "class_to_idx), or a folder with a config.json.",
     ),
     click.option(
         "--class-order",
@@ -220,6 +269,14 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "as ImageFolder does.",
     ),
     EXPECT_TOP1,
+    click.option(
+        "--threshold",
+        type=float,
+        default=DEFAULT_THRESHOLD,
+        show_default=True,
+        metavar="PROBABILITY",
+        help="Multi-label: a label is true from here on.",
+    ),
     click.option("--batch", default="1", show_default=True, metavar="N | MIN:OPT:MAX", help="Static batch, or a range."),
     click.option(
         "--opset",
@@ -236,28 +293,16 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--top-indices",
         type=click.IntRange(min=0),
-        default=5,
-        show_default=True,
         metavar="K",
-        help="The likeliest classes that it names, beside all probabilities; 0: neither.",
+        help="Number of top classes or labels that it returns besides all probabilities; 0: neither (default: 5).",
     ),
-    click.option("--max-drop", type=float, default=1.0, show_default=True, metavar="POINTS", help="Top-1 that may be lost."),
-    click.option(
-        "--min-agreement",
-        type=float,
-        default=99.0,
-        show_default=True,
-        metavar="PERCENT",
-        help="Top-1 agreement with PyTorch, where there are no labels.",
-    ),
-    click.option(
-        "--min-cosine",
-        type=float,
-        default=0.99,
-        show_default=True,
-        metavar="COSINE",
-        help="Cosine with PyTorch, of outputs that name no classes.",
-    ),
+    _limit("max_drop"),
+    _limit("min_agreement"),
+    _limit("max_map_drop"),
+    _limit("min_label_agreement"),
+    _limit("max_error_increase"),
+    _limit("max_deviation"),
+    _limit("min_cosine"),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For untrained weights."),
 )
 

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import numpy as np
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from vitexport.artifacts import Outputs, describe_outputs, silent
 from vitexport.artifacts import Progress as ProgressCallback
+from vitexport.artifacts import describe_outputs, silent
 from vitexport.bundle import Bundle, Manifest
 from vitexport.preprocess import PreprocessSpec
 from vitexport.report import (
@@ -28,6 +27,7 @@ from vitexport.report import (
     ESTIMATE_COLUMNS,
     LATENCY_COLUMNS,
     OUTPUT_COLUMNS,
+    VALUE_COLUMNS,
     Report,
     block_rows,
     candidate_rows,
@@ -35,6 +35,7 @@ from vitexport.report import (
     latency_rows,
     measured,
     output_figures,
+    value_rows,
 )
 from vitexport.roofline import Prediction
 from vitexport.runtime import engines
@@ -154,7 +155,7 @@ def show_report(report: Report, *, verbose: bool) -> None:
         out.show(table)
     _show_latency(out, report.measurements)
     for header, rows in _tables(report.measurements):
-        out.show(_grid(header, rows))
+        out.show(grid(header, rows))
     if size := report.measurements.get("size"):
         sizes = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**20:.2f} MiB" for key, value in size.items())
         out.show(f"size: {sizes}")
@@ -170,13 +171,13 @@ def show_report(report: Report, *, verbose: bool) -> None:
 def _show_latency(out: Output, measurements: Mapping[str, Any]) -> None:
     """What a build timed; or what ``bench`` timed, on what, and what it did not."""
     if latency := measurements.get("latency"):
-        out.show(_grid(LATENCY_COLUMNS, latency_rows(latency)))
+        out.show(grid(LATENCY_COLUMNS, latency_rows(latency)))
     if bench := measurements.get("bench"):
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, value in facts(bench).items():
             table.add_row(f"[bold]{name}[/]", Text(value))
         out.show(table)
-        out.show(_grid(BENCH_COLUMNS, bench_rows(bench)))
+        out.show(grid(BENCH_COLUMNS, bench_rows(bench)))
         left_out = Table(box=None, pad_edge=False, show_header=False)
         for what, reason in bench["skipped"].items():
             left_out.add_row(MARKS["skipped"], escape(what), Text(reason))
@@ -190,6 +191,8 @@ def _tables(measurements: Mapping[str, Any]) -> Iterator[tuple[Sequence[str], Se
         yield ESTIMATE_COLUMNS, estimate_rows(estimate, measured(measurements))
     if len(candidates := measurements.get("candidates", {})) > 1:
         yield CANDIDATE_COLUMNS, candidate_rows(candidates)
+    if len(rows := value_rows(candidates)) > 0:
+        yield VALUE_COLUMNS, rows
     if len(rows := output_figures(measurements)) > len(candidates):
         yield OUTPUT_COLUMNS, rows
     if blocks := measurements.get("blocks"):
@@ -202,12 +205,12 @@ def _show_costs(out: Output, report: Report) -> None:
             (stage.name, f"{stage.seconds:.1f}", f"{stage.peak_mib:.0f}" if stage.peak_mib else "not known")
             for stage in report.stages
         ]
-        out.show(_grid(("stage", "seconds", "peak MiB"), rows))
+        out.show(grid(("stage", "seconds", "peak MiB"), rows))
     for key, value in report.machine.items():
         out.show(Text(f"{key}: {value}"))
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table without lines: figures to the right, words to the left, columns that are empty throughout left out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     kept = [index for index in range(len(header)) if any(row[index] for row in rows)]
@@ -308,7 +311,7 @@ def show_devices(devices: Sequence[Device]) -> None:
                 "here" if target.engine_here else ("on the device" if target.typing else "not needed"),
             )
         )
-    Output().show(_grid(("target", "device", "capability", "runtime", "precisions", "memory", "engine is built"), rows))
+    Output().show(grid(("target", "device", "capability", "runtime", "precisions", "memory", "engine is built"), rows))
 
 
 def _stack(target: Target) -> str:
@@ -383,6 +386,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
         ("batch", str(manifest.batch)),
         ("input", _input(spec)),
         ("normalization", f"mean {spec.mean}, std {spec.std}"),
+        ("task", _task(manifest)),
         ("labels", f"{', '.join(labels[:5])}{' …' if len(labels) > 5 else ''}" if labels else "none"),
         *([("requires", _requires(manifest))] if manifest.requires else []),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
@@ -408,55 +412,18 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
         (path, roles.get(path, ""), f"{(bundle.root / path).stat().st_size / 2**20:.2f} MiB", f"{digest[:16]}…")
         for path, digest in manifest.files.items()
     ]
-    out.show(_grid(("file", "role", "size", "sha256, verified"), files))
+    out.show(grid(("file", "role", "size", "sha256, verified"), files))
     show_report(bundle.report(), verbose=verbose)
 
 
-def show_predictions(images: Sequence[str], ranked: Sequence[Sequence[tuple[str, float]]]) -> None:
-    """Label, score and a bar for each image."""
-    out = Output()
-    width = max(len(label) for best in ranked for label, _ in best)
-    for image, best in zip(images, ranked, strict=True):
-        out.show(Text(image, style="bold"))
-        for label, probability in best:
-            bar = "█" * round(probability * 30)
-            out.show(Text(f"  {label:<{width}}  {probability * 100:6.2f} %  {bar}"))
-
-
-def output_rows(images: Sequence[str], outputs: Outputs) -> list[dict[str, Any]]:
-    """For each image and output: shape, and figures that tell one picture's numbers from another's."""
-    return [
-        {
-            "image": image,
-            "output": name,
-            "shape": list(values.shape[1:]),
-            "mean": float(values[index].mean()),
-            "std": float(values[index].std()),
-            "norm": float(np.linalg.norm(values[index])),
-        }
-        for index, image in enumerate(images)
-        for name, values in outputs.items()
-    ]
-
-
-def show_outputs(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The same as a table."""
-    header = ("image", "output", "shape", "mean", "std", "norm")
-    cells = [
-        (
-            str(row["image"]),
-            str(row["output"]),
-            " x ".join(map(str, row["shape"])),
-            *(f"{row[key]:.4g}" for key in ("mean", "std", "norm")),
-        )
-        for row in rows
-    ]
-    Output().show(_grid(header, cells))
+def _task(manifest: Manifest) -> str:
+    threshold = f", a label is true from {manifest.threshold:g} on" if manifest.task == "multi-label" else ""
+    return f"{manifest.task}{threshold}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """The figures alone; on a narrow terminal words fold, and no figure is cut."""
-    table = _grid(COMPARE_COLUMNS, compare_rows(comparison))
+    table = grid(COMPARE_COLUMNS, compare_rows(comparison))
     for column in table.columns:
         column.no_wrap = column.justify == "right"
         column.overflow = "fold"
@@ -466,7 +433,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def show_comparison(comparison: Comparison) -> None:
     """Two measurements side by side, and what speaks against comparing them."""
     out = Output()
-    out.show(_grid(("", "A", "B"), compare_facts(comparison)))
+    out.show(grid(("", "A", "B"), compare_facts(comparison)))
     if comparison.cells:
         out.show(comparison_table(comparison))
     if comparison.unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from vitexport.artifacts import BatchRange
@@ -14,7 +15,7 @@ def build_request(arguments: dict[str, Any]) -> Any:
         from vitexport.pipeline import BuildRequest
         from vitexport.quantize.settings import Observer, Placement, QuantSettings
         from vitexport.source import ModelRequest
-        from vitexport.validate.numerics import Budget
+        from vitexport.validate.budget import Budget
     except ModuleNotFoundError as error:
         raise missing(str(error.name).partition(".")[0], "build", "Building a bundle") from None
     except (ImportError, RuntimeError, OSError) as error:
@@ -38,6 +39,7 @@ def build_request(arguments: dict[str, Any]) -> Any:
         in_chans=arguments["in_chans"],
         head=arguments["head"],
         features=arguments["features"],
+        task=arguments["task"],
         softmax=arguments["softmax"],
         mean=arguments["mean"],
         std=arguments["std"],
@@ -68,15 +70,12 @@ def build_request(arguments: dict[str, Any]) -> Any:
         labels=arguments["labels"],
         class_order=arguments["class_order"],
         expect_top1=arguments["expect_top1"],
+        threshold=arguments["threshold"],
         batch=BatchRange.parse(arguments["batch"]),
         opset=arguments["opset"],
         embed_preprocess=arguments["embed_preprocess"],
         top_indices=arguments["top_indices"],
-        budget=Budget(
-            max_drop=arguments["max_drop"],
-            min_agreement=arguments["min_agreement"],
-            min_cosine=arguments["min_cosine"],
-        ),
+        budget=Budget(**{field.name: arguments[field.name] for field in dataclasses.fields(Budget)}),
         out=arguments["out"],
         force=arguments["force"],
     )

@@ -44,7 +44,7 @@ def judge(  # noqa: PLR0913 - what is judged, how, on what and beside what
     # Kernels of an engine that may not be kept are not kept either.
     facts = dataclasses.replace(built_facts(bundle, built, built.fingerprint), kernel_cache=None)
     with Model(bundle, open_engine(built.path, facts)) as model:
-        report = validate_bundle(model, data, request.max_drop, progress, expect_top1=request.expect_top1)
+        report = validate_bundle(model, data, request.budget, progress, expect_top1=request.expect_top1)
         if isinstance(model.backend, Inspectable):
             report = _inspected(report, model.backend, built.path.with_name(LAYERS), bundle)
         if request.bench_seconds is not None and is_accepted(report.checks):

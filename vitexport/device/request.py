@@ -6,6 +6,7 @@ import dataclasses
 
 from vitexport.bundle import Bundle
 from vitexport.errors import UsageError
+from vitexport.validate.budget import Budget
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,7 @@ class EngineRequest:
         hardware_compatible: Every GPU from Ampere on shall run it.
         dla_core: Deep Learning Accelerator to use; None for the GPU alone.
         strip_weights: Leave weights out of the engine; they come back from the bundle's ONNX when it is loaded.
-        max_drop: Top-1 that may be lost against PyTorch on labelled images, in percentage points.
+        budget: What may be lost against PyTorch on labelled images.
         expect_top1: Top-1 in percent that the model is known to have on labelled images; None where nothing is known.
         bench_seconds: How long it is timed, once it is accepted; None for not at all.
         localize: Look for the first module that departs even if the golden outputs do not.
@@ -31,7 +32,7 @@ class EngineRequest:
     hardware_compatible: bool = False
     dla_core: int | None = None
     strip_weights: bool = False
-    max_drop: float = 1.0
+    budget: Budget = dataclasses.field(default_factory=Budget)
     expect_top1: float | None = None
     bench_seconds: float | None = None
     localize: bool = False

@@ -26,7 +26,17 @@ from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.reference_checks import expectation, reference_checks
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.requires import requirements
-from vitexport.pipeline.work import Reference, Work, golden_batch, golden_images, over, peak_images, raw_count, repeated
+from vitexport.pipeline.work import (
+    Reference,
+    Work,
+    golden_batch,
+    golden_images,
+    over,
+    peak_images,
+    raw_count,
+    reading,
+    repeated,
+)
 from vitexport.preprocess import normalize
 from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.report import Check, Report, at_least, skipped
@@ -36,6 +46,7 @@ from vitexport.roofline import Prediction, predict
 from vitexport.runtime.backends import EngineFacts, open_engine, open_onnx
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import run_in_batches
+from vitexport.validate.answers import Truth
 from vitexport.validate.latency import Runner, Timing, measure
 from vitexport.validate.numerics import GOLDEN_CEILING_DB, GOLDEN_SLACK_DB, golden, parity
 from vitexport.validate.preprocessing import preprocessed
@@ -163,13 +174,16 @@ def _reference(work: Work, exported: OnnxModel) -> Reference:
     prepared = work.prepared
     spec = prepared.source.preprocess
     with work.watch.stage("reference"):
-        golden_pixels = probe_pixels(prepared.data or prepared.calibration, spec, golden_count(prepared.source.outputs))
+        # Without images to judge on, those of calibration are of no use either.
+        shown = prepared.data or prepared.calibration if prepared.evaluation is not None else None
+        golden_pixels = probe_pixels(shown, spec, golden_count(prepared.source.outputs))
         golden_outputs = _pytorch(work, normalize(golden_pixels, spec))
         images = prepared.evaluation
-        outputs, labels = golden_outputs, None
+        outputs: Outputs = golden_outputs
+        truth: Truth | None = None
         if images is not None:
             outputs = over(images, work, "running PyTorch", lambda batch: _pytorch(work, batch))
-            labels = images.labels
+            truth = images.labels if images.targets is None else images.targets
     wide: frozenset[str] = frozenset()
     if prepared.target.typing is not None:
         with work.watch.stage("float16"):
@@ -177,7 +191,7 @@ def _reference(work: Work, exported: OnnxModel) -> Reference:
     return Reference(
         images=images,
         outputs=outputs,
-        labels=labels,
+        truth=truth,
         about=prepared.evaluation_about,
         golden_pixels=golden_pixels,
         golden_outputs=golden_outputs,
@@ -200,7 +214,10 @@ def _parity(work: Work, exported: OnnxModel, reference: Reference) -> Check:
             images = golden_batch(work, reference, size)
             wanted.append(_pytorch(work, images))
             seen.append(backend.run(images))
-    return parity(wanted, seen)
+    # One number of one picture may be near 0; what its error is measured by is what it reaches on all of them.
+    single = [spec.name for spec in work.prepared.source.outputs if spec.is_binary or spec.kind == "values"]
+    scales = {name: float(np.abs(reference.golden_outputs[name]).max()) for name in single}
+    return parity(wanted, seen, scales)
 
 
 def _instead(work: Work, candidates: Sequence[Candidate], exported: OnnxModel, reference: Reference) -> list[Candidate]:
@@ -331,7 +348,15 @@ def _engine_checks(work: Work, engine: Engine, chosen: Candidate, reference: Ref
         ]
     outputs = run_in_batches(backend, golden_images(work, reference), request.batch)
     specs, where = prepared.source.outputs, backend.description
-    check, _ = golden(reference.golden_outputs, outputs, chosen.golden, specs=specs, name="engine_output", where=where)
+    check, _ = golden(
+        reference.golden_outputs,
+        outputs,
+        chosen.golden,
+        specs=specs,
+        name="engine_output",
+        where=where,
+        reading=reading(work),
+    )
     return [built, check, skipped("latency", "time the engine with vitexport bench")]
 
 
@@ -453,6 +478,8 @@ def _write(  # noqa: PLR0913, PLR0917 - a bundle gathers from every stage
             precision=shipped.precision,
             batch=work.request.batch,
             preprocess=source.preprocess,
+            task=source.task,
+            threshold=work.request.threshold,
             labels=work.prepared.labels,
             synsets=work.prepared.synsets,
             outputs=source.outputs,
@@ -480,7 +507,9 @@ def _write_raw(work: Work, chosen: Candidate, reference: Reference) -> dict[str,
         repeated(values, count).astype("<f4").tofile(work.folder / raw_output(name))
     limits = {name: min(value - GOLDEN_SLACK_DB, GOLDEN_CEILING_DB) for name, value in chosen.raw_db.items()}
     if all(map(math.isfinite, limits.values())):
-        classes = {spec.name: spec.shape[0] if spec.names_classes else 0 for spec in work.prepared.source.outputs}
+        classes = {
+            spec.name: spec.shape[0] if spec.names_classes or spec.is_binary else 0 for spec in work.prepared.source.outputs
+        }
         write_check(work.folder, work.prepared.target, images.shape, limits, classes)
     return roles
 

@@ -13,7 +13,7 @@ from vitexport.engine import lowered_layernorm
 from vitexport.errors import InputError
 from vitexport.export import FILE_NAME as EXPORT_NAME
 from vitexport.legality import refuse
-from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images, raw_count, repeated
+from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images, raw_count, reading, repeated
 from vitexport.quantize import Calibrated, Calibration, calibrate, output_db, write
 from vitexport.quantize.calibrate import FOLD_LIMIT, RESIDUAL_SQNR_DB
 from vitexport.quantize.fallback import fewest_float, most_sensitive_first
@@ -171,7 +171,8 @@ def _judge(  # noqa: PLR0913, PLR0917 - what is judged, by what
     if judged != model.path and judged.name != EXPORT_NAME:
         remove(judged)
     budget, specs = work.request.budget, work.prepared.source.outputs
-    seen = compare(reference.golden_outputs, golden_outputs, None, budget, specs=specs, where="golden inputs")
+    read = reading(work)
+    seen = compare(reference.golden_outputs, golden_outputs, None, budget, specs=specs, where="golden inputs", reading=read)
     count = raw_count(work.request.batch)
     return Candidate(
         raw_db={
@@ -180,7 +181,7 @@ def _judge(  # noqa: PLR0913, PLR0917 - what is judged, by what
         },
         onnx=dataclasses.replace(model, precision=precision),
         recipe=quantized.recipe if quantized is not None else None,
-        numerics=compare(reference.outputs, outputs, reference.labels, budget, specs=specs, where=about),
+        numerics=compare(reference.outputs, outputs, reference.truth, budget, specs=specs, where=about, reading=read),
         golden=seen.figures,
         stay_float32=wide,
     )

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import OnnxModel, Outputs, OutputSpec, data_file
+from vitexport.artifacts import BINARY_NAMES, OnnxModel, Outputs, OutputSpec, answer_of, data_file, is_binary
 from vitexport.errors import ToolchainError
 from vitexport.machine import library_versions
 from vitexport.pipeline.candidates import is_foreign
 from vitexport.pipeline.work import Work
 from vitexport.preprocess import ImageLike, preprocess
-from vitexport.report import Check, at_least, skipped
+from vitexport.report import Check, at_least, at_most, skipped
 from vitexport.rewrites import InPlacePass, apply, load, remove, save, session
 from vitexport.rewrites.embed_preprocess import EmbedPreprocess, preprocess_model
 from vitexport.rewrites.rank_classes import RankClasses
@@ -29,10 +29,15 @@ from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.validate.latency import Runner, measure
 from vitexport.validate.metrics import agreement, cosine
 from vitexport.validate.pictures import compare_pictures, odd_pictures, typical_picture
+from vitexport.validate.task_metrics import deviation, sides
 
 APP_FILE = "model.app.onnx"
 # Outputs that name no classes follow the pixels, which are at most a level off.
 LEAST_COSINE = 0.9999
+# Percent of the spread of labels' logits and of values: about what that cosine allows.
+MOST_DEVIATION = 2.0
+# How many classes or labels the file names where the user does not say it.
+TOP_INDICES = 5
 COST_SECONDS = 1.0
 
 
@@ -69,8 +74,9 @@ def _write(work: Work, shipped: OnnxModel) -> tuple[OnnxModel, dict[str, list[in
     source = work.prepared.source
     model = load(shipped.path)
     steps: list[InPlacePass] = [EmbedPreprocess(source.preprocess)]
-    if (scores := _scores(source.outputs)) is not None and work.request.top_indices:
-        steps.append(RankClasses(scores, work.request.top_indices))
+    scores, count = answer_of(source.outputs), work.request.top_indices
+    if scores is not None and scores.kind != "values" and count != 0:
+        steps.append(RankClasses(scores, TOP_INDICES if count is None else count))
     apply(model, *steps)
     model.metadata_props.update(_metadata(work, shipped))
     path = work.folder / APP_FILE
@@ -84,7 +90,9 @@ def _metadata(work: Work, shipped: OnnxModel) -> dict[str, str]:
     """What somebody who has only the file needs to know, each entry one JSON value."""
     prepared = work.prepared
     entries = {
-        "labels": prepared.labels,
+        "task": prepared.source.task,
+        "threshold": work.request.threshold,
+        "labels": prepared.labels or (BINARY_NAMES if is_binary(prepared.source.outputs) else None),
         "preprocess": prepared.source.preprocess.to_json(),
         "model": prepared.source.to_json(),
         "precision": shipped.precision,
@@ -92,10 +100,6 @@ def _metadata(work: Work, shipped: OnnxModel) -> dict[str, str]:
         "versions": library_versions(),
     }
     return {f"vitexport.{key}": json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in entries.items()}
-
-
-def _scores(outputs: tuple[OutputSpec, ...]) -> OutputSpec | None:
-    return next((output for output in outputs if output.names_classes), None)
 
 
 def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str, list[int]]) -> Embedded:
@@ -140,19 +144,33 @@ def _first(results: list[NDArray[Any]]) -> NDArray[np.float32]:
 def _outputs_check(
     work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pictures: Mapping[str, ImageLike]
 ) -> Check:
-    """The same pictures through both files: the same classes first, or outputs that point the same way."""
+    """The same pictures through both files: the same class first, the same values, or outputs that point the same way."""
     outputs, spec, count = work.prepared.source.outputs, work.prepared.source.preprocess, work.request.batch.minimum
     expected, seen = [], []
     for picture in pictures.values():
         expected.append(plain.run(np.repeat(preprocess(picture, spec)[None], count, axis=0)))
         seen.append(app.run(np.repeat(np.asarray(picture)[None], count, axis=0)))
-    if (scores := _scores(outputs)) is not None:
-        same = agreement(_stack(expected, scores.name), _stack(seen, scores.name))
-        message = f"same top-1 as with the Python preprocessing on {same:.0f} % of {len(pictures)} pictures"
-        return at_least("picture_outputs", same, 100.0, message, "percent")
+    if (answer := answer_of(outputs)) is not None:
+        return _same_answer(answer, _stack(expected, answer.name), _stack(seen, answer.name))
     least = min(cosine(_stack(expected, output.name), _stack(seen, output.name)) for output in outputs)
     message = f"cosine {least:.6f} with the Python preprocessing over {len(pictures)} pictures"
     return at_least("picture_outputs", least, LEAST_COSINE, message)
+
+
+def _same_answer(answer: OutputSpec, expected: NDArray[np.float32], seen: NDArray[np.float32]) -> Check:
+    """Classes are decided alike; labels (some always lie at their threshold) and values differ by next to nothing."""
+    what = f"with the Python preprocessing on {len(expected)} pictures"
+    if answer.names_classes:
+        same = agreement(expected, seen)
+        message = f"same top-1 as with the Python preprocessing on {same:.0f} % of {len(expected)} pictures"
+        return at_least("picture_outputs", same, 100.0, message, "percent")
+    if answer.is_binary:
+        same = sides(expected, seen).agreement_percent
+        message = f"same sign as with the Python preprocessing on {same:.0f} % of {len(expected)} pictures"
+        return at_least("picture_outputs", same, 100.0, message, "percent")
+    far = max(deviation(expected[:, index], seen[:, index]).percent for index in range(expected.shape[1]))
+    message = f"{answer.name} differ by {far:.3f} % of their spread from those {what}"
+    return at_most("picture_outputs", far, MOST_DEVIATION, message, "percent")
 
 
 def _stack(results: list[Outputs], name: str) -> NDArray[np.float32]:

@@ -8,15 +8,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from vitexport import bundle as bundles
 from vitexport import source as sources
-from vitexport.artifacts import ModelSource, Precision, Product, describe_outputs
-from vitexport.datasets import ImageSet, open_images, open_labelled
+from vitexport.annotations import Truth, open_validation
+from vitexport.artifacts import (
+    DEFAULT_THRESHOLD,
+    ModelSource,
+    Precision,
+    Product,
+    Task,
+    describe_outputs,
+    is_binary,
+    num_names,
+)
+from vitexport.datasets import ImageSet, open_images
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.labels import ClassNames, read_class_names
 from vitexport.machine import memory_bytes
 from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
+from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
@@ -26,6 +39,10 @@ from vitexport.validate.plausibility import check_expectation
 T = TypeVar("T")
 FEW_CALIBRATION_IMAGES = 32
 UNLABELLED_EVALUATION = 256
+PHOTOGRAPHS = "views of the package's photographs"
+# An image whose pixels differ by less (standard deviation in each channel, in levels of 255) is of one colour.
+BLANK_LEVELS = 1.0
+BLANK_SAMPLE = 32
 ENOUGH_UNUSED = 64
 USABLE_SHARE = 0.8
 # What is said of them: nothing where they are what one expects.
@@ -89,6 +106,7 @@ def plan(request: BuildRequest) -> Plan:
         prepared_findings += _target_findings(request, target, precisions, source, problems)
     if loaded is not None:
         prepared_findings += _frozen_size(*loaded)
+    _check_task(request, source, problems)
     _names, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, _ = _evaluation(request, source, calibration, data, problems)
     _replay(request, target, calibration, problems)
@@ -122,6 +140,7 @@ def prepare(request: BuildRequest) -> Prepared:
         notes += _target_findings(request, target, precisions, source, problems)
     if loaded is not None:
         notes += _frozen_size(*loaded)
+    _check_task(request, source, problems)
     names, calibration, data = _image_sets(request, source, problems, needs_calibration="int8" in precisions)
     evaluation, about = _evaluation(request, source, calibration, data, problems)
     replay = _replay(request, target, calibration, problems)
@@ -179,11 +198,10 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
                 "Leave it out; vitexport triton puts the preprocessing in front of the engine."
             )
         )
-    budget = request.budget
-    if not budget.max_drop >= 0 or not 0 <= budget.min_agreement <= 100 or not 0 <= budget.min_cosine <= 1:
-        message = "The budget must be a drop of 0 or more points, an agreement of 0 to 100 % and a cosine of 0 to 1."
-        problems.errors.append(UsageError(message))
+    problems.attempt(request.budget.check)
     problems.attempt(lambda: check_expectation(request.expect_top1, labelled=request.data is not None))
+    if not 0 < request.threshold < 1:
+        problems.errors.append(UsageError(f"--threshold is {request.threshold:g}; it must be above 0 and below 1."))
     return target, precisions, out if target is not None else None
 
 
@@ -286,15 +304,15 @@ def _image_sets(
     request: BuildRequest, source: ModelSource | None, problems: _Problems, *, needs_calibration: bool
 ) -> tuple[ClassNames | None, ImageSet | None, ImageSet | None]:
     """Class names, calibration images and labelled images, each read once so that a bad one is known now."""
-    classes = source.num_classes if source else None
+    count = num_names(source.outputs) if source else None
     channels = _channels(request, source)
-    if source is not None and classes is None and (request.labels is not None or request.data is not None):
+    if source is not None and count is None and (request.labels is not None or request.data is not None):
         problems.errors.append(_no_classes(source))
         return None, None, None
     names: ClassNames | None = None
     if request.labels is not None:
         file = request.labels
-        names = problems.attempt(lambda: read_class_names(file, classes))
+        names = problems.attempt(lambda: _read_names(file, source, count))
     elif source is not None and source.labels is not None:
         names = ClassNames(labels=source.labels, synsets=source.synsets)
     problems.attempt(lambda: _check_classes_known(request, names))
@@ -305,15 +323,19 @@ def _image_sets(
             lambda: open_images(folder, limit=max(request.calibration_size, 1), channels=channels)
         )
     data = None
-    if request.data is not None and classes is not None and not (request.labels is not None and names is None):
-        root = request.data
-        labels, synsets = (names.labels, names.synsets) if names is not None else (None, None)
-        order = request.class_order
-        data = problems.attempt(
-            lambda: open_labelled(root, labels=labels, synsets=synsets, classes=classes, order=order, channels=channels)
+    if request.data is not None and source is not None and count is not None and not (request.labels and names is None):
+        truth = Truth(
+            task=source.task,
+            names=names.labels if names is not None else None,
+            synsets=names.synsets if names is not None else None,
+            count=count,
+            order=request.class_order,
+            channels=channels,
         )
-    if names is None and data is not None and data.classes is not None:
-        names = ClassNames(labels=data.classes)
+        root = request.data
+        data = problems.attempt(lambda: open_validation(root, truth))
+    if names is None and data is not None and (found := data.classes or data.target_names) is not None:
+        names = ClassNames(labels=found)
     return names, calibration, data
 
 
@@ -344,6 +366,39 @@ def _channels(request: BuildRequest, source: ModelSource | None) -> int:
     return asked if isinstance(asked, int) and asked > 0 else 3
 
 
+def _read_names(file: Path, source: ModelSource | None, count: int | None) -> ClassNames:
+    """Names of the classes, labels or values; of one logit's classes the positive one's alone is enough."""
+    if source is None or not is_binary(source.outputs):
+        return read_class_names(file, count)
+    names = read_class_names(file).labels
+    if len(names) > 2:
+        raise InputError(
+            f"Labels file {file} has {len(names)} names, but one logit tells two classes apart; expected two (negative, "
+            "positive), or the positive one alone."
+        )
+    return ClassNames(labels=(f"not {names[0]}", names[0]) if len(names) == 1 else names)
+
+
+def _check_task(request: BuildRequest, source: ModelSource | None, problems: _Problems) -> None:
+    """Options that the model's task has no use for."""
+    if source is None:
+        return
+    if request.top_indices and source.task in ("regression", "embedding"):
+        problems.errors.append(
+            UsageError(f"--top-indices ranks classes or labels, and a model for {source.task} has none; leave it out.")
+        )
+    if source.task != "classification":
+        for option, value in (("--class-order", request.class_order), ("--expect-top1", request.expect_top1)):
+            if value is not None:
+                problems.errors.append(
+                    UsageError(f"{option} is for --task classification, and this model is for {source.task}; leave it out.")
+                )
+    if request.threshold != DEFAULT_THRESHOLD and source.task != "multi-label":
+        problems.errors.append(
+            UsageError(f"--threshold is for --task multi-label, and this model is for {source.task}; leave it out.")
+        )
+
+
 def _no_classes(source: ModelSource) -> UsageError:
     names = ", ".join(output.name for output in source.outputs)
     return UsageError(
@@ -359,17 +414,29 @@ def _evaluation(
     data: ImageSet | None,
     problems: _Problems,
 ) -> tuple[ImageSet | None, str]:
-    """What the result is judged on: labelled images; else images that calibration left over; else what there is."""
+    """What the result is judged on: labelled images; else images that calibration left over; else what there is.
+
+    Images of one colour each say nothing: INT8 whose ranges fit them alone computes them well, and nothing else.
+    """
     if data is not None:
         return data, data.name
     folder = request.calibration
     if calibration is None or folder is None:
-        return None, "views of the package's photographs"
+        return None, PHOTOGRAPHS
+    if source is not None and _are_blank(calibration, source.preprocess):
+        return None, f"{PHOTOGRAPHS}, since the calibration images are of one colour each"
     if len(calibration.unused) >= ENOUGH_UNUSED:
         unused, channels = calibration.unused, _channels(request, source)
         left = problems.attempt(lambda: open_images(folder, limit=UNLABELLED_EVALUATION, among=unused, channels=channels))
         return left, "images that calibration did not use"
     return calibration, "the calibration images themselves, for want of others"
+
+
+def _are_blank(images: ImageSet, spec: PreprocessSpec) -> bool:
+    """Whether most of a few of them show nothing."""
+    count = min(len(images.files), BLANK_SAMPLE)
+    pixels = images.pixels(spec, [index * len(images.files) // count for index in range(count)])
+    return float(np.mean(pixels.std(axis=(1, 2)).max(axis=1) < BLANK_LEVELS)) > 0.5
 
 
 def _replay(
@@ -424,6 +491,15 @@ def _image_findings(calibration: ImageSet | None, evaluation: ImageSet | None) -
     return result
 
 
+# What unlabelled pictures are judged by.
+_FIGURES: dict[Task, str] = {
+    "classification": "agreement",
+    "multi-label": "agreement per label",
+    "regression": "deviation",
+    "embedding": "cosine",
+}
+
+
 def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     request: BuildRequest,
     target: Target,
@@ -453,7 +529,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
         steps.append(f"compile a TensorRT-RTX engine for compute capability {', '.join(target.compute_capabilities)}")
     elif target.runtime == "tensorrt":
         steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
-    how = "agreement" if source is None or source.num_classes is not None else "cosine"
+    how = _FIGURES[source.task] if source is not None else "agreement"
     where = f"{len(data.files)} labelled images" if data is not None else f"unlabelled images, by {how}"
     steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
     if target.kind == "cpu" and not target.app:

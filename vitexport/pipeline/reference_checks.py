@@ -35,17 +35,17 @@ def reference_checks(work: Work, reference: Reference) -> tuple[list[Check], dic
         return [], {}
     images = reference.images
     if (reason := plausibility.untrained(source.weights)) is not None:
-        return ([skipped(plausibility.NAME, reason)] if reference.labels is not None else []), {}
+        return ([skipped(plausibility.NAME, reason)] if reference.truth is not None else []), {}
     if images is None:
         return [skipped(plausibility.NAME, "no pictures of your own were given (--data DIR)")], {}
     if constant := _constant_input(work, reference, images):
         return [constant], {}
-    scores = reference.outputs[spec.name]
-    if reference.labels is None:
+    scores, labels = reference.outputs[spec.name], images.labels
+    if labels is None:
         folders = [file.relative.rpartition("/")[0] for file in images.files]
         return [plausibility.unlabelled(scores, folders, WHOSE)], {}
-    checks = [plausibility.labelled(scores, reference.labels, WHOSE)]
-    order, names = class_order.class_order(_answers(images, scores.argmax(axis=1), reference.labels))
+    checks = [plausibility.labelled(scores, labels, WHOSE)]
+    order, names = class_order.class_order(_answers(images, scores.argmax(axis=1), labels))
     checks.append(order)
     figures: dict[str, Any] = {"order_that_fits": list(names)} if names is not None else {}
     if order.status == "failed":

@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from vitexport.artifacts import BatchRange, Precision
+from vitexport.artifacts import DEFAULT_THRESHOLD, BatchRange, Precision
 from vitexport.datasets import ClassOrder
 from vitexport.quantize.settings import QuantSettings
 from vitexport.roofline import Prediction
 from vitexport.source import ModelRequest
 from vitexport.targets import Finding, Target
-from vitexport.validate.numerics import Budget
+from vitexport.validate.budget import Budget
 
 PrecisionChoice = Literal["auto", "fp32", "fp16", "int8"]
 
@@ -31,15 +31,19 @@ class BuildRequest:
         calibration_size: How many of them are used.
         quantization: How INT8 is made.
         recipe: File with an earlier build's recipe, which then decides instead of `quantization`.
-        data: Labelled validation images, one folder per class.
-        labels: File of class names in the order of the logits, or a folder with a config.json that has them.
+        data: Labelled validation images: a folder with one sub-folder per class; for multi-label and regression a CSV file
+            (`vitexport.annotations`).
+        labels: File of the names of classes, labels or values in the order of the output, or a folder with a config.json
+            that has them. One logit takes two, of the negative and the positive class, or the positive one's alone.
         class_order: How the class folders of `data` are sorted, where no labels are known: ``natural`` as timm's training
             does it, ``string`` as torchvision's ImageFolder; None where both are the same.
         expect_top1: Top-1 in percent that the model is known to have on `data`; None where nothing is known.
+        threshold: Multi-label: probability from which on a label is true, 0 to 1.
         batch: Batch sizes that the artifact accepts.
         opset: ONNX opset that the files are written with; None takes the newest that vitexport writes and the target reads.
         embed_preprocess: Whether the bundle gets a model that takes the picture itself; None: as the target wants it.
-        top_indices: How many classes that model names; 0 leaves probabilities and ranking out of it.
+        top_indices: How many classes or labels that model names; 0 leaves probabilities and ranking out of it. None: 5 where
+            there are any.
         budget: Accuracy that may be lost.
         out: The bundle's folder; None names it after model and target.
         force: Whether an existing bundle is replaced.
@@ -58,10 +62,11 @@ class BuildRequest:
     labels: Path | None = None
     class_order: ClassOrder | None = None
     expect_top1: float | None = None
+    threshold: float = DEFAULT_THRESHOLD
     batch: BatchRange = dataclasses.field(default_factory=lambda: BatchRange.parse("1"))
     opset: int | None = None
     embed_preprocess: bool | None = None
-    top_indices: int = 5
+    top_indices: int | None = None
     budget: Budget = dataclasses.field(default_factory=Budget)
     out: Path | None = None
     force: bool = False

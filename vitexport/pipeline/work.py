@@ -17,6 +17,8 @@ from vitexport.pipeline.prepare import Prepared
 from vitexport.pipeline.request import BuildRequest
 from vitexport.preprocess import normalize
 from vitexport.runtime.model import join
+from vitexport.validate.answers import Truth
+from vitexport.validate.budget import Reading
 
 EVALUATION_BATCH = 8
 PEAK_IMAGES = 4
@@ -31,7 +33,7 @@ class Reference:
     Attributes:
         images: None where the golden inputs, made from the package's photographs, are all there is.
         outputs: PyTorch's, float32 [n, …] each.
-        labels: int64 [n], or None.
+        truth: Classes int64 [n], or labels or target values float32 [n, k]; None where they are not known.
         about: What the images are, for messages.
         golden_pixels: uint8 [m, height, width, 3].
         golden_outputs: PyTorch's, float32 [m, …] each.
@@ -40,7 +42,7 @@ class Reference:
 
     images: ImageSet | None
     outputs: Outputs
-    labels: NDArray[np.int64] | None
+    truth: Truth | None
     about: str
     golden_pixels: NDArray[np.uint8]
     golden_outputs: Outputs
@@ -58,15 +60,20 @@ class Work:
     progress: Progress
 
 
+def reading(work: Work) -> Reading:
+    """How the model's answer is read."""
+    return Reading(names=work.prepared.labels, threshold=work.request.threshold)
+
+
 def over(images: ImageSet, work: Work, what: str, run: Callable[[NDArray[np.float32]], Outputs]) -> Outputs:
     """`run` over all of `images`, batch by batch, with progress.
 
-    Of an output that names no classes (tokens, feature maps) no more is kept than `KEPT_BYTES`: the first images' values,
+    Of an output that is no answer (tokens, feature maps) no more is kept than `KEPT_BYTES`: the first images' values,
     copied, since a view would keep the whole batch.
     """
     source = work.prepared.source
     most = {
-        spec.name: len(images.files) if spec.names_classes else max(KEPT_BYTES // (4 * math.prod(spec.shape)), 1)
+        spec.name: len(images.files) if spec.is_answer else max(KEPT_BYTES // (4 * math.prod(spec.shape)), 1)
         for spec in source.outputs
     }
     parts: list[Outputs] = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, Outputs
+from vitexport.artifacts import BINARY_NAMES, DEFAULT_THRESHOLD, BatchRange, Outputs, Task, is_binary, num_names
 from vitexport.bundle import Bundle, Manifest
 from vitexport.errors import InputError, ToolchainError, UsageError
 from vitexport.preprocess import ImageLike, preprocess
@@ -22,16 +23,22 @@ class Prediction:
 
     Attributes:
         outputs: All that the model computed, by name of the output: float32 [n, …].
-        class_names: In the order of the logits, their numbers as text where the bundle has no names; empty where the model
-            names no classes.
+        class_names: Of the classes or labels in the order of the probabilities, their numbers as text where the bundle has
+            no names; empty where the model has none.
+        task: What the model is for.
+        value_names: Of the values of a regression, as `class_names`.
+        threshold: Probability from which on a label of a multi-label model is true.
     """
 
     outputs: Outputs
     class_names: tuple[str, ...] = ()
+    task: Task = "classification"
+    value_names: tuple[str, ...] = ()
+    threshold: float = DEFAULT_THRESHOLD
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """float32 [n, classes].
+        """float32 [n, classes] or [n, labels]; [n, 1] where one logit tells two classes apart.
 
         Raises:
             UsageError: The model has no such output.
@@ -39,38 +46,96 @@ class Prediction:
         return self._output("logits")
 
     @property
+    def values(self) -> NDArray[np.float32]:
+        """What a regression computed, in the unit of its targets: float32 [n, values].
+
+        Raises:
+            UsageError: The model is no regression.
+        """
+        return self._output("values")
+
+    @property
     def labels(self) -> tuple[str, ...]:
-        """For each picture the name of its likeliest class."""
+        """For each picture the name of its likeliest class.
+
+        Raises:
+            UsageError: Labels do not exclude each other (`above` gives those that are true), or there are no classes.
+        """
+        if self.task == "multi-label":
+            raise UsageError("A picture has any number of labels of a multi-label model; above() gives those that are true.")
         return tuple(self.class_names[index] for index in self._scores().argmax(axis=1))
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """Softmax of the logits, or what the model computed in their place; float32 [n, classes], each row sums to 1."""
+        """Of each class or label, float32 [n, classes] or [n, labels].
+
+        Classes share one whole: softmax of the logits (or what the model computed in their place), and of one logit both
+        sides of its sigmoid, [n, 2]. Each label has a sigmoid of its own; these need not sum to 1.
+
+        Raises:
+            UsageError: The model has neither classes nor labels.
+        """
         if "probabilities" in self.outputs:
             return self.outputs["probabilities"]
-        shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
+        scores = self._scores()
+        if self.task == "multi-label" or self._is_binary:
+            return _sigmoid(scores)
+        shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
         result: NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
         return result
 
     def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
-        """For each picture the `count` likeliest labels with their probabilities, likeliest first."""
+        """For each picture the `count` most probable classes or labels with their probabilities, in falling order.
+
+        Raises:
+            UsageError: The model has neither classes nor labels.
+        """
         probabilities = self.probabilities
-        # By logits: softmax can round two of them to the same probability.
+        # By logits: softmax and sigmoid can round two of them to the same probability.
         order = np.argsort(-self._scores(), axis=1, kind="stable")[:, :count]
         return [
             [(self.class_names[index], float(row[index])) for index in best]
             for row, best in zip(probabilities, order, strict=True)
         ]
 
+    def above(self, threshold: float | None = None) -> list[list[tuple[str, float]]]:
+        """For each picture the labels of at least `threshold` (None: the bundle's own), the most probable first.
+
+        Raises:
+            UsageError: The model is not multi-label, or `threshold` is not above 0 and below 1.
+        """
+        if self.task != "multi-label":
+            raise UsageError(f"Only a multi-label model has labels above a threshold, and this one is for {self.task}.")
+        least = self.threshold if threshold is None else threshold
+        if not 0 < least < 1:
+            raise UsageError(f"A threshold is a probability above 0 and below 1, and not {least:g}.")
+        true = np.sum(self.logits >= math.log(least / (1 - least)), axis=1)
+        return [ranked[:count] for ranked, count in zip(self.top(len(self.class_names)), true, strict=True)]
+
+    @property
+    def _is_binary(self) -> bool:
+        logits = self.outputs.get("logits")
+        return self.task == "classification" and logits is not None and logits.shape[1:] == (1,)
+
     def _scores(self) -> NDArray[np.float32]:
-        """What ranks the classes."""
-        given = self.outputs.get("probabilities")
-        return self.logits if given is None else given
+        """What ranks the classes or labels: of one logit its negative and itself."""
+        if "probabilities" in self.outputs:
+            return self.outputs["probabilities"]
+        if self._is_binary:
+            return np.concatenate([-self.logits, self.logits], axis=1)
+        return self.logits
 
     def _output(self, name: str) -> NDArray[np.float32]:
         if name not in self.outputs:
             raise UsageError(f"The model has no output {name}; it has {', '.join(self.outputs)}.")
         return self.outputs[name]
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without overflow: exp is taken of negative numbers alone."""
+    small = np.exp(-np.abs(logits))
+    result: NDArray[np.float32] = np.where(logits >= 0, 1, small) / (1 + small)
+    return result
 
 
 class Model:
@@ -143,8 +208,18 @@ class Model:
                     f"{self.backend.description} computed NaN or infinity in {name} of {bad} of {len(values)} images. "
                     "Run vitexport validate on this machine; do not use its predictions."
                 )
-        names = self.manifest.labels or tuple(str(index) for index in range(self.manifest.num_classes or 0))
-        return Prediction(outputs=outputs, class_names=names)
+        manifest = self.manifest
+        names = manifest.labels or tuple(str(index) for index in range(num_names(manifest.outputs) or 0))
+        if manifest.labels is None and is_binary(manifest.outputs):
+            names = BINARY_NAMES
+        is_named = manifest.task in ("classification", "multi-label")
+        return Prediction(
+            outputs=outputs,
+            class_names=names if is_named else (),
+            task=manifest.task,
+            value_names=names if manifest.task == "regression" else (),
+            threshold=manifest.threshold,
+        )
 
 
 def join(parts: Sequence[Outputs]) -> Outputs:

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitexport.artifacts import OutputKind, OutputSpec
+from vitexport.artifacts import OutputKind, OutputSpec, Task
 from vitexport.errors import InputError, UsageError
 from vitexport.source.request import Head, ModelRequest
+from vitexport.source.tasks import check_request, check_softmax, decide_task, head_of
 
 # What an output without a classifier is, by the number of its axes for one image.
 KINDS: dict[int, OutputKind] = {1: "embedding", 2: "tokens", 3: "feature_map"}
+# What a classifier's output is, by the model's task, and what it is called.
+ANSWERS: dict[Task, tuple[OutputKind, str]] = {
+    "classification": ("logits", "logits"),
+    "multi-label": ("label_logits", "logits"),
+    "regression": ("values", "values"),
+}
 
 
 class Exposed(nn.Module):
@@ -23,14 +30,24 @@ class Exposed(nn.Module):
         model: In eval mode.
         head: What stands at its end; None for nothing but `features`.
         features: Indices of intermediate feature maps, [n, channels, height, width] each.
+        task: What the model is for.
         softmax: Probabilities in the place of the logits.
     """
 
-    def __init__(self, model: nn.Module, head: Head | None, features: Sequence[int] = (), *, softmax: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head | None,
+        features: Sequence[int] = (),
+        *,
+        task: Task = "classification",
+        softmax: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.head = head
         self.features = list(features)
+        self.task = task
         self.softmax = softmax
         self.specs: tuple[OutputSpec, ...] = ()
 
@@ -72,25 +89,30 @@ class Exposed(nn.Module):
         for index, tensor in enumerate(outputs):
             shape = tuple(tensor.shape[1:])
             kind: OutputKind = KINDS.get(len(shape), "tokens")
+            name = str(kind)
             if index < ends and self.head == "classifier":
-                kind = "probabilities" if self.softmax else "logits"
-            name = kind if ends == 1 else f"{kind}_{index}"
+                kind, name = ("probabilities", "probabilities") if self.softmax else ANSWERS[self.task]
+            name = name if ends == 1 else f"{name}_{index}"
             if index >= ends:
                 name = f"feature_{self.features[index - ends]}"
             specs.append(OutputSpec(name=name, kind=kind, shape=shape))
         return tuple(specs)
 
 
-def expose(model: nn.Module, request: ModelRequest) -> Exposed:
+def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None) -> Exposed:
     """Put the outputs that `request` asks for at the end of `model`, which may lose its classifier.
+
+    Args:
+        model: In eval mode.
+        request: What the user asked for.
+        recorded: The task that the checkpoint's file says the model was trained for, or None.
 
     Raises:
         UsageError: The options contradict one another or the model.
     """
     classes = getattr(model, "num_classes", None)
-    head = request.head
-    if head is None and not request.features:
-        head = "classifier" if classes else "none"
+    check_request(request)
+    head = head_of(request, classes)
     if head == "classifier" and not classes:
         raise UsageError(
             f"{request.name} has no classifier (num_classes is 0); give --num-classes and a checkpoint that has one, or "
@@ -100,9 +122,12 @@ def expose(model: nn.Module, request: ModelRequest) -> Exposed:
         raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
     if request.features:
         _check_features(model, request)
+    task = decide_task(request.task, recorded, classes=classes if head == "classifier" else None, name=str(request.name))
+    if request.softmax:
+        check_softmax(task, classes or 0)
     if head == "none" and classes and not request.features:
         model.reset_classifier(0)  # type: ignore[operator]
-    return Exposed(model, head, request.features, softmax=request.softmax).eval()
+    return Exposed(model, head, request.features, task=task, softmax=request.softmax).eval()
 
 
 def takes_other_sizes(exposed: Exposed) -> bool:

@@ -13,7 +13,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from vitexport.artifacts import ModelSource, Product, num_classes
+from vitexport.artifacts import ModelSource, Product, num_names
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
@@ -61,9 +61,10 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
     preprocess = _preprocess_spec(model, completed)
     labels, synsets = _class_names(model, request, made)
     digest = _state_sha256(model)
-    exposed = expose(model, completed)
+    recorded = made.checkpoint.record.task if made.checkpoint is not None else None
+    exposed = expose(model, completed, recorded)
     peak, products = _trial_run(exposed, preprocess, name)
-    named = num_classes(exposed.specs) is not None
+    named = num_names(exposed.specs) is not None
     return exposed, ModelSource(
         name=name,
         architecture=str(config.get("architecture") or type(model).__name__),
@@ -77,6 +78,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         timm_version=timm.__version__,
         torch_version=str(torch.__version__),
         preprocess=preprocess,
+        task=exposed.task,
         labels=labels if named else None,
         synsets=synsets if named else None,
         products=products,

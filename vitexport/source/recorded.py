@@ -11,15 +11,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import timm
 from PIL import Image
 
+from vitexport.artifacts import Task
 from vitexport.errors import InputError
 from vitexport.source.weights_file import WeightsFile, first_sentence
 
-Task = Literal["classification", "multi-label", "regression"]
 # Under which keys training scripts keep the name of a timm model: timm's, Lightning's hyper-parameters, MAE's and DeiT's.
 NAME_KEYS = (
     *("model", "model_name", "arch", "architecture", "backbone", "backbone_name", "encoder", "encoder_name", "timm_model"),

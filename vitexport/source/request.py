@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vitexport.artifacts import Task
 from vitexport.errors import UsageError
 from vitexport.preprocess import CropMode
 
@@ -32,6 +33,8 @@ class ModelRequest:
             that has one, and ``none`` of one that has not.
         features: Indices of intermediate feature maps, as timm's ``forward_intermediates`` counts them; empty for none. With
             them, and without `head`, they are the only outputs.
+        task: What the model is for; None for what the checkpoint's file says, else ``classification`` of a classifier with
+            two or more outputs and ``embedding`` of a model without one. ``embedding`` takes ``features`` as `head`.
         softmax: Probabilities in the place of the logits.
         mean, std, crop_pct, crop_mode, interpolation: Overrides of the model's data config; `mean` and `std` are one value
             for all channels or one for each.
@@ -49,6 +52,7 @@ class ModelRequest:
     in_chans: int | None = None
     head: Head | None = None
     features: tuple[int, ...] = ()
+    task: Task | None = None
     softmax: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

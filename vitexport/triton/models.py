@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vitexport.artifacts import INPUT_NAME, ONNX_APP, BatchRange, OutputSpec
+from vitexport.artifacts import BINARY_NAMES, INPUT_NAME, ONNX_APP, BatchRange, OutputSpec, is_binary
 from vitexport.bundle import Bundle
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec, normalize
@@ -175,15 +175,24 @@ def _outputs(outputs: Sequence[OutputSpec], batch: BatchRange, *, labelled: bool
             name=output.name,
             data_type="TYPE_FP32",
             dims=_dims(batch, output.shape),
-            labels=labelled and output.names_classes,
+            labels=labelled and (output.names_classes or output.kind == "label_logits"),
         )
         for output in outputs
     ]
 
 
+def _labels(bundle: Bundle) -> tuple[str, ...] | None:
+    """What Triton's classification extension names: classes and labels, and not values."""
+    manifest = bundle.manifest
+    if manifest.labels is None and is_binary(manifest.outputs):
+        return BINARY_NAMES
+    return manifest.labels if manifest.task in ("classification", "multi-label") else None
+
+
 def _picture_model(bundle: Bundle, name: str, app: Path, request: ServeRequest) -> TritonModel:
     manifest = bundle.manifest
-    named = manifest.labels is not None
+    labels = _labels(bundle)
+    named = labels is not None
     outputs = _outputs(manifest.outputs, manifest.batch, labelled=named)
     known = {output.name for output in outputs}
     for extra, shape in bundle.report().measurements.get("embedded", {}).get("outputs", {}).items():
@@ -205,7 +214,7 @@ def _picture_model(bundle: Bundle, name: str, app: Path, request: ServeRequest) 
             "model_warmup": [_warm_up(manifest.batch, golden, "TYPE_UINT8")],
         },
         files={"model.onnx": app},
-        labels=manifest.labels,
+        labels=labels,
         golden=golden,
     )
 
@@ -252,7 +261,7 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
     batch, spec, gpu = manifest.batch, manifest.preprocess, manifest.target.kind != "cpu"
     pixels = Tensor(name=PIXELS, data_type="TYPE_FP32", dims=_dims(batch, (spec.channels, spec.height, spec.width)))
     picture = _picture(batch, spec)
-    outputs = _outputs(manifest.outputs, batch, labelled=manifest.labels is not None)
+    outputs = _outputs(manifest.outputs, batch, labelled=_labels(bundle) is not None)
     batching = _batching(batch, request)
     # Triton's own copy of a size: pictures differ, so requests are joined only behind the preprocessing.
     unbatched = {"max_batch_size": batching["max_batch_size"]}
@@ -297,7 +306,7 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
             "ensemble_scheduling": {"step": _steps(first, second, outputs)},
         },
         files={},
-        labels=manifest.labels,
+        labels=_labels(bundle),
     )
     return [first, second, whole]
 

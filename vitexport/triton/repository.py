@@ -15,10 +15,10 @@ import shutil
 import stat
 import string
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vitexport.artifacts import data_file
+from vitexport.artifacts import Task, data_file, is_binary
 from vitexport.bundle import Bundle, make_parents, sync
 from vitexport.errors import InputError, UsageError, missing
 from vitexport.preprocess import PreprocessSpec
@@ -288,9 +288,21 @@ def _write_page(path: Path, text: str, undo: contextlib.ExitStack) -> None:
     _later(undo, path.unlink)
 
 
+# What SERVING says of the outputs.
+_ANSWERS: Mapping[Task, str] = {
+    "classification": "Probabilities are of classes that exclude each other: the shares of one picture sum to 1.",
+    "multi-label": "Each label has a probability of its own (sigmoid): the shares of one picture need not sum to 1, and a "
+    "label\nis true from {threshold:g} on.",
+    "regression": "The output `values` holds numbers in the unit of the targets that the model was trained with.",
+    "embedding": "The outputs are what the model computes of a picture; it names no classes.",
+}
+
+
 def _words(model: TritonModel, bundle: Bundle) -> dict[str, str]:
     batch, outputs = bundle.manifest.batch, [str(output["name"]) for output in model.config["output"]]
-    classes = [output.name for output in bundle.manifest.outputs if output.names_classes]
+    manifest = bundle.manifest
+    ranked = [output for output in manifest.outputs if output.names_classes or output.kind == "label_logits"]
+    classes = [output.name for output in ranked]
     if "probabilities" in outputs and "probabilities" not in classes:
         classes.insert(0, "probabilities")
     # perf_analyzer counts the batch only where Triton does not.
@@ -299,6 +311,10 @@ def _words(model: TritonModel, bundle: Bundle) -> dict[str, str]:
         "name": model.name,
         "outputs": json.dumps([*classes, *(name for name in outputs if name not in (*classes, "top_indices"))]),
         "classes": json.dumps(classes),
+        # Whose logits are probabilities by themselves.
+        "sigmoid": repr(manifest.task == "multi-label" or is_binary(manifest.outputs)),
+        "values": json.dumps([output.name for output in manifest.outputs if output.kind == "values"]),
+        "answer": _ANSWERS[manifest.task].format(threshold=manifest.threshold),
         "copies": str(1 if joins(batch) else batch.minimum),
         "shape": f"{leading}480,640,{bundle.manifest.preprocess.source_channels}",
         "kube": kubernetes_name(model.name),

@@ -356,4 +356,17 @@ def _quality(measured: Mapping[str, Any], when: str) -> dict[str, str | None]:
         "top-1": None if top1 is None else f"{float(top1):.2f} %{when}" + (f" on {int(images)} images" if images else ""),
         "golden SQNR": f"{', '.join(figures)}{when}" if figures else None,
         "golden top-1 as PyTorch": None if agreement is None else f"{float(agreement):.2f} %{when}",
+        **_answers(accuracy, golden, when),
     }
+
+
+def _answers(accuracy: Mapping[str, Any], golden: Mapping[str, Any], when: str) -> dict[str, str | None]:
+    """The same of the tasks that have no top-1."""
+    found = {
+        "accuracy": accuracy.get("accuracy", accuracy.get("candidate_accuracy")),
+        "mAP": accuracy.get("map", accuracy.get("candidate_map")),
+        "golden sign as PyTorch": golden.get("sign_agreement_percent"),
+        "golden labels as PyTorch": golden.get("label_agreement_percent"),
+        "golden deviation from PyTorch": golden.get("deviation_percent"),
+    }
+    return {name: f"{float(value):.2f} %{when}" for name, value in found.items() if value is not None}

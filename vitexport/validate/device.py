@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import Progress
+from vitexport.artifacts import OutputSpec, Progress, answer_of
 from vitexport.datasets import ImageSet
 from vitexport.errors import UsageError
 from vitexport.machine import describe_machine
 from vitexport.preprocess import normalize
-from vitexport.report import Check, Report, at_most, skipped
+from vitexport.report import Check, Report, skipped
 from vitexport.runtime.model import Model, run_in_batches
-from vitexport.validate import metrics, plausibility
+from vitexport.validate import plausibility
+from vitexport.validate.answers import ACCURACY, judge_here
+from vitexport.validate.budget import Budget, Reading
 from vitexport.validate.numerics import golden, not_finite
 from vitexport.validate.preprocessing import same_preprocessing
 
@@ -31,14 +33,14 @@ def title(model: Model) -> str:
 
 
 def validate_bundle(
-    model: Model, data: ImageSet | None, max_drop: float, progress: Progress, *, expect_top1: float | None = None
+    model: Model, data: ImageSet | None, budget: Budget, progress: Progress, *, expect_top1: float | None = None
 ) -> Report:
     """Run the golden inputs, and `data` if given, through the artifact that ships.
 
     Args:
         model: A loaded bundle.
         data: Labelled images, or None.
-        max_drop: Top-1 that may be lost against PyTorch on `data`, in percentage points.
+        budget: What may be lost against PyTorch on `data`.
         progress: Told after each batch.
         expect_top1: Top-1 in percent that the model is known to have on `data`; None where nothing is known.
     """
@@ -50,7 +52,7 @@ def validate_bundle(
     specs, at_build = model.manifest.outputs, built.get("golden", {})
     figures: dict[str, Any] = {}
     if "outputs" in at_build:
-        check, figures = golden(reference, outputs, at_build, specs=specs, name=GOLDEN, where=where)
+        check, figures = golden(reference, outputs, at_build, specs=specs, name=GOLDEN, where=where, reading=_reading(model))
     elif broken := not_finite(reference, outputs, name=GOLDEN, where=where):
         check = broken
     else:
@@ -60,16 +62,18 @@ def validate_bundle(
         missed = "target" if model.manifest.engine is None else "engine"
         checks.insert(0, skipped(missed, f"{where} runs instead: {model.fallback}"))
     measurements: dict[str, Any] = {"golden": figures, "runtime": where}
-    if model.manifest.num_classes is None:
+    answer = answer_of(specs)
+    if answer is None:
         if data is not None:
             raise UsageError(f"--data: {title(model)} names no classes, so it has no accuracy; leave --data out.")
         checks.append(skipped("accuracy", "the model names no classes"))
     elif data is None:
-        checks.append(skipped("accuracy", "no labelled images were given (--data DIR)"))
+        form = "DIR" if model.manifest.task == "classification" else "FILE.csv"
+        checks.append(skipped(ACCURACY[model.manifest.task], f"no labelled images were given (--data {form})"))
     else:
-        logits = classify(model, data, progress)
-        check, measurements["accuracy"] = _accuracy(logits, data, built.get("accuracy", {}), max_drop)
-        checks += [check, *_absolute(model, logits, data, expect_top1)]
+        scores = answers(model, answer, data, progress)
+        found, measurements["accuracy"] = judge_data(model, answer, data, scores, built.get("accuracy", {}), budget)
+        checks += [*found, *_absolute(model, scores, data, expect_top1)]
     verified = f"{len(model.manifest.files)} files were held against the manifest's sha256 before anything was loaded."
     return Report(
         title=title(model),
@@ -80,31 +84,29 @@ def validate_bundle(
     )
 
 
-def _accuracy(
-    logits: NDArray[np.float32], data: ImageSet, built: Mapping[str, Any], max_drop: float
-) -> tuple[Check, dict[str, Any]]:
-    """Accuracy here, held against PyTorch's at build time if that was measured on the same images."""
-    labels = data.labels
-    if labels is None:
-        return skipped("accuracy", "the images have no labels"), {}
-    top1 = float(metrics.in_top(logits, labels, 1).mean() * 100)
-    top5 = float(metrics.in_top(logits, labels, 5).mean() * 100)
-    figures: dict[str, Any] = {
-        "images": len(labels),
-        "top1": top1,
-        "top5": top5,
-        "data": data.name,
-        "data_sha256": data.sha256,
-        "skipped_images": dict(data.skipped),
-    }
-    if built.get("data_sha256") == data.sha256 and "reference_top1" in built:
-        drop = float(built["reference_top1"]) - top1
-        message = (
-            f"top-1 {top1:.2f} %, PyTorch {built['reference_top1']:.2f} % on the same {len(labels)} images at build time"
-        )
-        return at_most("accuracy", drop, max_drop, message, "points"), figures | {"drop": drop}
-    message = f"top-1 {top1:.2f} % on {len(labels)} images; PyTorch was not measured on them, so no drop is known"
-    return skipped("accuracy", message), figures
+def judge_data(  # noqa: PLR0913, PLR0917 - what is judged, on what, and by what
+    model: Model,
+    answer: OutputSpec,
+    data: ImageSet,
+    outputs: NDArray[np.float32],
+    built: Mapping[str, Any],
+    budget: Budget,
+) -> tuple[list[Check], dict[str, Any]]:
+    """The answer on `data`, against PyTorch's at build time if that was measured on the same images."""
+    task = model.manifest.task
+    truth = data.labels if data.targets is None else data.targets
+    if truth is None:
+        return [skipped(ACCURACY[task], "the images have no labels")], {}
+    if broken := not_finite({answer.name: outputs}, {answer.name: outputs}, name=ACCURACY[task], where=data.name):
+        return [broken], {}
+    same = built if built.get("data_sha256") == data.sha256 else {}
+    found = judge_here(answer, outputs, truth, built=same, budget=budget, reading=_reading(model))
+    more = {"data": data.name, "data_sha256": data.sha256, "skipped_images": dict(data.skipped)}
+    return found[0], {"images": len(truth), **found[1], **more}
+
+
+def _reading(model: Model) -> Reading:
+    return Reading(names=model.manifest.labels, threshold=model.manifest.threshold)
 
 
 def _absolute(model: Model, logits: NDArray[np.float32], data: ImageSet, expect_top1: float | None) -> list[Check]:
@@ -120,14 +122,13 @@ def _absolute(model: Model, logits: NDArray[np.float32], data: ImageSet, expect_
     return [check, plausibility.expected_top1(expect_top1, measured, len(labels))]
 
 
-def classify(model: Model, data: ImageSet, progress: Progress) -> NDArray[np.float32]:
-    """What names the class of every picture of `data`, float32 [n, classes]; other outputs are not kept."""
-    named = next(output.name for output in model.manifest.outputs if output.names_classes)
+def answers(model: Model, answer: OutputSpec, data: ImageSet, progress: Progress) -> NDArray[np.float32]:
+    """The output `answer` for every picture of `data`, float32 [n, width]; other outputs are not kept."""
     size = max(model.manifest.batch.optimum, min(DEVICE_BATCH, model.manifest.batch.maximum))
     parts = []
     done = 0
     for images in data.batches(model.manifest.preprocess, size):
-        parts.append(run_in_batches(model.backend, images, model.manifest.batch)[named])
+        parts.append(run_in_batches(model.backend, images, model.manifest.batch)[answer.name])
         done += len(images)
-        progress("classifying", done, len(data.files))
+        progress("running the images", done, len(data.files))
     return np.concatenate(parts)

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 HIGHEST_SQNR_DB = 150.0
 
 
-def relative_error(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Largest |candidate - reference| over largest |reference|; NaN or infinite if either holds such a value."""
-    largest = float(np.abs(reference).max())
+def relative_error(reference: NDArray[np.float32], candidate: NDArray[np.float32], scale: float = 0.0) -> float:
+    """Largest |candidate - reference| over largest |reference|; NaN or infinite if either holds such a value.
+
+    `scale` is what the reference reaches elsewhere: a single number may be near 0 by chance.
+    """
+    largest = max(float(np.abs(reference).max()), scale)
     with np.errstate(invalid="ignore"):
         difference = float(np.abs(candidate.astype(np.float64) - reference).max())
     return difference / largest if largest else difference

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitexport.artifacts import Outputs, OutputSpec
 from vitexport.report import Check, at_least, at_most
 from vitexport.validate import metrics
+from vitexport.validate.answers import Truth, agreement_figures, agreement_words, judge
+from vitexport.validate.budget import Budget, Reading
 
+PLAIN = Reading()
 PARITY_LIMIT = 1e-4
 # Golden outputs may be this much noisier than when the bundle was built (twice the error), and need no more than the
 # ceiling: what computes in TF32 or sums in another order is not wrong.
 GOLDEN_SLACK_DB = 6.0
 GOLDEN_CEILING_DB = 50.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What the user allows.
-
-    Attributes:
-        max_drop: Top-1 drop in percentage points, where there are labels.
-        min_agreement: Top-1 agreement with PyTorch in percent, where there are none.
-        min_cosine: Cosine with PyTorch, of each output that names no classes.
-    """
-
-    max_drop: float = 1.0
-    min_agreement: float = 99.0
-    min_cosine: float = 0.99
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +36,12 @@ class Numerics:
         return all(check.status != "failed" for check in self.checks)
 
 
-def parity(references: Sequence[Outputs], results: Sequence[Outputs]) -> Check:
-    """The float ONNX model against PyTorch, one entry for each batch size."""
+def parity(
+    references: Sequence[Outputs], results: Sequence[Outputs], scales: Mapping[str, float] = MappingProxyType({})
+) -> Check:
+    """The float ONNX model against PyTorch, one entry for each batch size; `scales` as `metrics.relative_error`'s."""
     errors = [
-        metrics.relative_error(reference[name], result[name])
+        metrics.relative_error(reference[name], result[name], scales.get(name, 0.0))
         for reference, result in zip(references, results, strict=True)
         for name in reference
     ]
@@ -74,48 +64,48 @@ def parity(references: Sequence[Outputs], results: Sequence[Outputs]) -> Check:
 def compare(  # noqa: PLR0913 - the two sides, and all that decides how they are judged
     reference: Outputs,
     candidate: Outputs,
-    labels: NDArray[np.int64] | None,
+    truth: Truth | None,
     budget: Budget,
     *,
     specs: Sequence[OutputSpec],
     where: str,
+    reading: Reading = PLAIN,
 ) -> Numerics:
-    """Hold a candidate's outputs against PyTorch's.
+    """Compare a candidate's outputs with PyTorch's.
 
     Args:
         reference: PyTorch's, float32 [n, …] each.
         candidate: For the same images.
-        labels: int64 [n], or None.
+        truth: Classes, int64 [n]; labels or targets, float32 [n, k]; or None.
         budget: What is allowed.
-        specs: The model's outputs. One that names classes is judged by its top-1, all others by their cosine.
+        specs: The model's outputs. The one that holds its answer is judged as its task is, all others by their cosine.
         where: What computed the candidate's outputs and on which images, for the messages.
+        reading: How the answer is read.
     """
     if broken := not_finite(reference, candidate, name="finite", where=where):
         return Numerics(checks=(broken,), figures={"images": _count(reference)})
-    figures = _figures(reference, candidate, specs)
-    checks = []
+    figures = _figures(reference, candidate, specs, reading)
+    checks: list[Check] = []
     for spec in specs:
-        one, other = reference[spec.name], candidate[spec.name]
-        if not spec.names_classes:
+        if not spec.is_answer:
             checks.append(_close_in_cosine(spec.name, figures["outputs"][spec.name]["cosine"], budget, where))
-        elif labels is None:
-            measured = figures["agreement_percent"]
-            message = f"same top-1 as PyTorch on {measured:.2f} % of {len(one)} images ({where})"
-            checks.append(at_least("agreement", measured, budget.min_agreement, message, "percent"))
-        else:
-            result = metrics.accuracy(one, other, labels)
-            figures |= dataclasses.asdict(result)
-            message = (
-                f"top-1 {result.candidate_top1:.2f} %, PyTorch {result.reference_top1:.2f} %, drop {result.drop:+.2f} "
-                f"points (95 % interval {result.drop_low:+.2f} to {result.drop_high:+.2f}) on {result.images} images "
-                f"({where})"
-            )
-            checks.append(at_most("accuracy", result.drop, budget.max_drop, message, "points"))
+            continue
+        one, other = reference[spec.name], candidate[spec.name]
+        found, more = judge(spec, one, other, truth, budget=budget, reading=reading, where=where)
+        checks += found
+        figures |= more
     return Numerics(checks=tuple(checks), figures=figures)
 
 
 def golden(  # noqa: PLR0913 - as `compare`, and the name of the check
-    reference: Outputs, candidate: Outputs, built: Mapping[str, Any], *, specs: Sequence[OutputSpec], name: str, where: str
+    reference: Outputs,
+    candidate: Outputs,
+    built: Mapping[str, Any],
+    *,
+    specs: Sequence[OutputSpec],
+    name: str,
+    where: str,
+    reading: Reading = PLAIN,
 ) -> tuple[Check, dict[str, Any]]:
     """The golden inputs' outputs against PyTorch's, held to what was found when the bundle was built.
 
@@ -126,14 +116,15 @@ def golden(  # noqa: PLR0913 - as `compare`, and the name of the check
         specs: The model's outputs.
         name: Of the check.
         where: What computed the candidate's outputs.
+        reading: How the answer is read.
 
     Returns:
-        The check, of the output that fell the furthest below its limit, and its figures. Top-1 agreement is among them
+        The check, of the output that fell the furthest below its limit, and its figures. Agreement is among them
         without a limit: on few images one flip is chance.
     """
     if broken := not_finite(reference, candidate, name=name, where=where):
         return broken, {"images": _count(reference)}
-    figures = _figures(reference, candidate, specs)
+    figures = _figures(reference, candidate, specs, reading)
     checks = []
     for spec in specs:
         seen, then = figures["outputs"][spec.name]["sqnr_db"], float(built["outputs"][spec.name]["sqnr_db"])
@@ -141,8 +132,8 @@ def golden(  # noqa: PLR0913 - as `compare`, and the name of the check
             f"{spec.name} of {figures['images']} golden inputs at {seen:.1f} dB SQNR against PyTorch, {then:.1f} dB "
             "when the bundle was built"
         )
-        if spec.names_classes:
-            message += f"; same top-1 on {figures['agreement_percent']:.2f} %"
+        if words := agreement_words(spec, figures):
+            message += f"; {words}"
         if len(specs) > 1:
             message += f"; of {len(specs)} outputs the nearest to its limit"
         limit = min(then - GOLDEN_SLACK_DB, GOLDEN_CEILING_DB)
@@ -171,19 +162,18 @@ def _count(outputs: Outputs) -> int:
     return max(map(len, outputs.values()))
 
 
-def _figures(reference: Outputs, candidate: Outputs, specs: Sequence[OutputSpec]) -> dict[str, Any]:
-    """Of each output, and over all: the lowest cosine and SQNR, and the agreement of the one that names classes."""
-    each = {
-        spec.name: {
-            "cosine": metrics.cosine(reference[spec.name], candidate[spec.name]),
-            "sqnr_db": metrics.sqnr_db(reference[spec.name], candidate[spec.name]),
-        }
-        for spec in specs
-    }
+def _figures(reference: Outputs, candidate: Outputs, specs: Sequence[OutputSpec], reading: Reading) -> dict[str, Any]:
+    """Of each output, and over all: the lowest cosine and SQNR, and how alike the answers are."""
+    each: dict[str, dict[str, float]] = {}
     figures: dict[str, Any] = {"images": _count(reference)}
     for spec in specs:
-        if spec.names_classes:
-            figures["agreement_percent"] = metrics.agreement(reference[spec.name], candidate[spec.name])
+        one, other = reference[spec.name], candidate[spec.name]
+        each[spec.name] = {"sqnr_db": metrics.sqnr_db(one, other)}
+        # The cosine of a single number is its sign, and values in a unit of their own have no common direction.
+        if not spec.is_binary and spec.kind != "values":
+            each[spec.name]["cosine"] = metrics.cosine(one, other)
+        figures |= agreement_figures(spec, one, other, reading)
     for key in ("cosine", "sqnr_db"):
-        figures[key] = min(values[key] for values in each.values())
+        values = [row[key] for row in each.values() if key in row]
+        figures |= {key: min(values)} if values else {}
     return figures | {"outputs": each}

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Pictures enter as file names; their likeliest classes leave on stdout. --json gives one JSON document, with the logits.
+// Pictures enter as file names; what the model says of them leaves on stdout. --json gives one JSON document, with the logits.
 
 import { Classifier } from "./src/classifier.js";
 
@@ -25,11 +25,13 @@ for (const file of files) {
 if (json) {
   console.log(JSON.stringify(answers));
 } else {
-  for (const { file, top, milliseconds } of answers) {
+  for (const { file, top, values = [], milliseconds } of answers) {
     console.log(`${file}  (${milliseconds.toFixed(1)} ms)`);
-    for (const { label, probability } of top) {
+    // Of labels that exclude no other those are shown that the picture has.
+    for (const { label, probability } of top.filter(({ isTrue }) => isTrue !== false)) {
       const bar = "█".repeat(Math.round(probability * 30));
       console.log(`  ${(probability * 100).toFixed(2).padStart(6)} %  ${label}  ${bar}`.trimEnd());
     }
+    for (const { label, value } of values) console.log(`  ${value.toPrecision(5)}  ${label}`);
   }
 }

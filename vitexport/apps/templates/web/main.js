@@ -1,4 +1,4 @@
-// The page: a picture enters by picker, drop, paste or camera; its likeliest classes are shown, with what they took.
+// The page: a picture enters by picker, drop, paste or camera; its classes, labels or values are shown, with what they took.
 
 const element = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
@@ -43,13 +43,25 @@ function complain(message) {
   element("problem").hidden = !message;
 }
 
-function show({ top, milliseconds }) {
+function show({ top, values = [], milliseconds }) {
   element("results").hidden = false;
   element("results").removeAttribute("aria-busy");
   const percent = (value) => `${(value * 100).toFixed(1)} %`;
+  const isFound = ({ isTrue }) => isTrue !== false;
   element("top").replaceChildren(
-    ...top.map(({ label, probability }) => {
+    ...values.map(({ label, value }) => {
       const item = document.createElement("li");
+      for (const [name, text] of [["label", label], ["percent", value.toPrecision(5)]]) {
+        const node = document.createElement("span");
+        node.className = name;
+        node.textContent = text;
+        item.append(node);
+      }
+      return item;
+    }),
+    ...top.map(({ label, probability, isTrue }) => {
+      const item = document.createElement("li");
+      item.classList.toggle("quiet", isTrue === false);
       const part = (name, text = "") => {
         const node = document.createElement(name === "track" || name === "bar" ? "div" : "span");
         node.className = name;
@@ -66,7 +78,14 @@ function show({ top, milliseconds }) {
     }),
   );
   element("milliseconds").textContent = `${milliseconds.toFixed(1)} ms`;
-  element("announcement").textContent = `${top[0].label}, ${percent(top[0].probability)}, in ${milliseconds.toFixed(0)} milliseconds`;
+  const [first] = top;
+  const found = top.filter(isFound).map(({ label }) => label);
+  const said = values.length
+    ? values.map(({ label, value }) => `${label} ${value.toPrecision(5)}`).join(", ")
+    : first.isTrue === undefined
+      ? `${first.label}, ${percent(first.probability)}`
+      : found.join(", ") || "no label";
+  element("announcement").textContent = `${said}, in ${milliseconds.toFixed(0)} milliseconds`;
 }
 
 /** Show `source`, something that a canvas can draw, and ask for its classes. */

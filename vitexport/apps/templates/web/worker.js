@@ -1,4 +1,4 @@
-// Pixels enter as messages; the likeliest classes leave. Off the page's own thread, so that it stays responsive.
+// Pixels enter as messages; what the model says of them leaves. Off the page's own thread, so that it stays responsive.
 
 import { answer, withoutAlpha } from "./answer.js";
 import { readMetadata } from "./metadata.js";
@@ -27,9 +27,9 @@ async function load() {
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   // The first run allocates memory; its time says nothing about the next ones.
   const { height, width } = metadata.preprocess;
-  await answer(ort, session, null, { rgb: new Uint8Array(height * width * 3), height, width });
+  await answer(ort, session, metadata, { rgb: new Uint8Array(height * width * 3), height, width });
   self.postMessage({ kind: "ready", metadata, threads });
-  return { session, labels: metadata.labels };
+  return { session, metadata };
 }
 
 const loaded = load();
@@ -37,8 +37,8 @@ loaded.catch((error) => self.postMessage({ kind: "failed", message: error.messag
 
 self.addEventListener("message", async ({ data: { id, rgba, height, width } }) => {
   try {
-    const { session, labels } = await loaded;
-    const result = await answer(ort, session, labels, { rgb: withoutAlpha(rgba), height, width });
+    const { session, metadata } = await loaded;
+    const result = await answer(ort, session, metadata, { rgb: withoutAlpha(rgba), height, width });
     self.postMessage({ kind: "answer", id, ...result });
   } catch (error) {
     self.postMessage({ kind: "failed", id, message: error.message });

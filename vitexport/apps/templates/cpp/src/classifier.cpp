@@ -16,6 +16,8 @@ Classifier::Classifier(const std::string& model, int threads) : environment_(ORT
 #else
   session_ = Ort::Session(environment_, model.c_str(), options);
 #endif
+  regression_ = metadata("task") == "\"regression\"";
+  if (metadata("task") == "\"multi-label\"") least_ = std::stof(metadata("threshold"));
 }
 
 Answer Classifier::classify(const Picture& picture) {
@@ -31,18 +33,25 @@ Answer Classifier::classify(const Picture& picture) {
       Ort::Value::CreateTensor<std::uint8_t>(memory, pixels, picture.rgb.size(), shape.data(), shape.size());
 
   constexpr std::array<const char*, 1> inputs{"image"};
-  constexpr std::array<const char*, 2> outputs{"probabilities", "top_indices"};
+  const std::vector<const char*> outputs =
+      regression_ ? std::vector<const char*>{"values"} : std::vector<const char*>{"probabilities", "top_indices"};
   const auto start = std::chrono::steady_clock::now();
   auto results =
       session_.Run(Ort::RunOptions{nullptr}, inputs.data(), &image, inputs.size(), outputs.data(), outputs.size());
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
 
+  Answer answer{{}, {}, took.count()};
+  if (regression_) {
+    const auto* values = results[0].GetTensorData<float>();
+    answer.values.assign(values, values + results[0].GetTensorTypeAndShapeInfo().GetElementCount());
+    return answer;
+  }
   const auto* probabilities = results[0].GetTensorData<float>();
   const auto* indices = results[1].GetTensorData<std::int64_t>();
-  Answer answer{{}, took.count()};
   const auto count = results[1].GetTensorTypeAndShapeInfo().GetElementCount();
   for (std::size_t place = 0; place < count; ++place) {
-    answer.guesses.push_back({indices[place], probabilities[indices[place]]});
+    const float probability = probabilities[indices[place]];
+    if (probability >= least_) answer.guesses.push_back({indices[place], probability});
   }
   return answer;
 }

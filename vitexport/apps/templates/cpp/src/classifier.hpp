@@ -1,4 +1,4 @@
-// Pixels enter; the likeliest classes leave. Resizing, cropping, normalization, softmax and ranking are in the model.
+// Pixels enter; classes, labels or values leave. Resizing, cropping, normalization, probabilities and ranking are in the model.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ struct Guess {
 };
 
 struct Answer {
-  std::vector<Guess> guesses;  // likeliest first
+  std::vector<Guess> guesses;  // classes, likeliest first; or the labels that the picture has, none or several
+  std::vector<float> values;   // of a regression, in the unit that it was trained with
   double milliseconds;
 };
 
@@ -37,4 +38,6 @@ class Classifier {
  private:
   Ort::Env environment_;
   Ort::Session session_{nullptr};
+  bool regression_ = false;
+  float least_ = 0;  // from this probability on a label is true; classes are ranked whatever theirs is
 };

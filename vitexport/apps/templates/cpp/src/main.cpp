@@ -1,4 +1,4 @@
-// Pictures enter as file names; their likeliest classes leave on stdout.
+// Pictures enter as file names; their classes, labels or values leave on stdout.
 
 #include <cstdio>
 #include <exception>
@@ -20,10 +20,15 @@ int main(int count, char** words) {
       try {
         const Answer answer = classifier.classify(read_picture(words[index]));
         std::printf("%s  (%.1f ms)\n", words[index], answer.milliseconds);
+        const auto name = [&labels](std::size_t place) {
+          return place < labels.size() ? labels[place] : std::to_string(place);
+        };
         for (const Guess& guess : answer.guesses) {
-          const auto place = static_cast<std::size_t>(guess.index);
-          const std::string label = place < labels.size() ? labels[place] : std::to_string(guess.index);
+          const std::string label = name(static_cast<std::size_t>(guess.index));
           std::printf("  %6.2f %%  %s\n", guess.probability * 100.0, label.c_str());
+        }
+        for (std::size_t place = 0; place < answer.values.size(); ++place) {
+          std::printf("  %.5g  %s\n", static_cast<double>(answer.values[place]), name(place).c_str());
         }
       } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());

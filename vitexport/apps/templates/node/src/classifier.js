@@ -1,4 +1,4 @@
-// A picture file enters; its likeliest classes leave.
+// A picture file enters; what the model says of it leaves: classes, labels or values.
 
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
@@ -23,7 +23,7 @@ export class Classifier {
 
   /** @param {string | Buffer} picture  file name, or an encoded picture (JPEG, PNG, WebP, …) */
   async classify(picture) {
-    return answer(ort, this.session, this.metadata.labels, await decode(picture));
+    return answer(ort, this.session, this.metadata, await decode(picture));
   }
 }
 

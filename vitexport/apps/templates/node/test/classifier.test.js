@@ -15,8 +15,9 @@ test("the model says what it was trained for", () => {
 
 for (const [width, height] of [[640, 480], [1, 1], [33, 1000]]) {
   test(`a picture of ${width} x ${height} is classified`, async () => {
-    const { top, milliseconds } = await classifier.classify(await picture(width, height));
-    assert.ok(top.length > 0 && milliseconds > 0);
+    const { top, values = [], milliseconds } = await classifier.classify(await picture(width, height));
+    assert.ok(top.length + values.length > 0 && milliseconds > 0);
+    assert.ok(values.every(({ value }) => Number.isFinite(value)));
     const probabilities = top.map((entry) => entry.probability);
     assert.ok(probabilities.every((value) => value >= 0 && value <= 1));
     assert.deepEqual(probabilities, probabilities.toSorted((a, b) => b - a));

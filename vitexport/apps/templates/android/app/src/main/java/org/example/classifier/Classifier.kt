@@ -9,15 +9,21 @@ import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import org.json.JSONArray
 
-/** A class and how likely it is, 0 to 1. */
+/** A class or label and its probability, 0 to 1. */
 data class Guess(val label: String, val probability: Float)
 
-/** The likeliest classes, likeliest first, and what the model took. */
-data class Answer(val guesses: List<Guess>, val milliseconds: Double)
+/** A number that the model computes, in the unit that it was trained with. */
+data class Value(val label: String, val number: Float)
 
 /**
- * A bitmap enters; its likeliest classes leave. Resizing, cropping, normalization, softmax and ranking are in the model, its
- * labels in the model's metadata. Not for two threads at once.
+ * Classes, the likeliest first; or the labels that the picture has, of which there may be none or several; or values. And
+ * what the model took.
+ */
+data class Answer(val guesses: List<Guess>, val values: List<Value>, val milliseconds: Double)
+
+/**
+ * A bitmap enters; its classes, labels or values leave. Resizing, cropping, normalization, probabilities and ranking are in
+ * the model, names in the model's metadata. Not for two threads at once.
  */
 class Classifier(model: ByteArray) : AutoCloseable {
     private val environment = OrtEnvironment.getEnvironment()
@@ -28,22 +34,37 @@ class Classifier(model: ByteArray) : AutoCloseable {
     private val labels: JSONArray? =
         session.metadata.customMetadata["vitexport.labels"]?.takeIf { it != "null" }?.let { JSONArray(it) }
 
+    private val task: String = entry("task")?.trim('"') ?: "classification"
+
+    // From this probability on a label is true; classes are ranked whatever theirs is.
+    private val least: Float = if (task == "multi-label") entry("threshold")!!.toFloat() else 0f
+
+    private fun entry(name: String): String? = session.metadata.customMetadata["vitexport.$name"]?.takeIf { it != "null" }
+
     fun classify(bitmap: Bitmap): Answer {
+        val names = if (task == "regression") setOf("values") else setOf("probabilities", "top_indices")
         val shape = longArrayOf(1, bitmap.height.toLong(), bitmap.width.toLong(), 3)
         return OnnxTensor.createTensor(environment, rgb(bitmap), shape, OnnxJavaType.UINT8).use { image ->
             val start = System.nanoTime()
-            session.run(mapOf("image" to image), setOf("probabilities", "top_indices")).use { outputs ->
+            session.run(mapOf("image" to image), names).use { outputs ->
                 val milliseconds = (System.nanoTime() - start) / 1e6
+                if (task == "regression") {
+                    val numbers = (outputs.get("values").get() as OnnxTensor).floatBuffer
+                    val values = List(numbers.remaining()) { Value(name(it), numbers.get(it)) }
+                    return Answer(emptyList(), values, milliseconds)
+                }
                 val probabilities = (outputs.get("probabilities").get() as OnnxTensor).floatBuffer
                 val indices = (outputs.get("top_indices").get() as OnnxTensor).longBuffer
                 val guesses = List(indices.remaining()) { place ->
                     val index = indices.get(place).toInt()
-                    Guess(labels?.getString(index) ?: index.toString(), probabilities.get(index))
+                    Guess(name(index), probabilities.get(index))
                 }
-                Answer(guesses, milliseconds)
+                Answer(guesses.filter { it.probability >= least }, emptyList(), milliseconds)
             }
         }
     }
+
+    private fun name(index: Int): String = labels?.getString(index) ?: index.toString()
 
     override fun close() {
         session.close()

@@ -13,7 +13,7 @@ import android.widget.TextView
 import androidx.exifinterface.media.ExifInterface
 import java.util.concurrent.Executors
 
-/** Shows a picture that the user chooses, and its likeliest classes. */
+/** Shows a picture that the user chooses, and what the model says of it. */
 class MainActivity : Activity() {
     // One thread, for the model takes one picture at a time and must not hold up the screen.
     private val worker = Executors.newSingleThreadExecutor()
@@ -57,7 +57,9 @@ class MainActivity : Activity() {
             return
         }
         val answer = classifier?.classify(bitmap) ?: return
-        val lines = answer.guesses.map { getString(R.string.line, it.probability * 100, it.label) }
+        val found = answer.guesses.map { getString(R.string.line, it.probability * 100, it.label) }
+        val values = answer.values.map { getString(R.string.value, it.number, it.label) }
+        val lines = (found + values).ifEmpty { listOf(getString(R.string.nothing)) }
         val shown = forScreen(bitmap)
         runOnUiThread {
             findViewById<ImageView>(R.id.picture).setImageBitmap(shown)
