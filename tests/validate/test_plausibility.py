@@ -55,7 +55,7 @@ def answered(hits: int, count: int, classes: int) -> tuple[NDArray[np.float32], 
 def test_top1_is_compared_with_chance(hits: int, count: int, classes: int, status: str) -> None:
     check = plausibility.labelled(*answered(hits, count, classes), "PyTorch's")
     assert check.status == status
-    assert f"top-1 is {hits / count:.2%} on {count} labelled pictures" in check.message
+    assert f"top-1 is {100 * (hits / count):.2f} % on {count} labelled pictures" in check.message
     assert ("wrong class order or labels" in check.message) == (status == "failed")
 
 
@@ -172,7 +172,7 @@ def test_the_names_of_a_known_order_are_told() -> None:
     answers = class_order.Answers(predicted=predicted, labels=labels, names=names, folders=dict(enumerate(names)))
     check, fitting = class_order.class_order(answers)
     assert check.status == "failed"
-    assert "100.00% in natural order of the class folders: 1, 2, 3, 4, 5" in check.message
+    assert "100.00 % in natural order of the class folders: 1, 2, 3, 4, 5" in check.message
     assert "--class-order natural" in check.message
     assert fitting == tuple(str(index) for index in range(1, 13))
 

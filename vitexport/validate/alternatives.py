@@ -211,8 +211,9 @@ def _verdict(tallies: Sequence[_Tally], spec: PreprocessSpec, count: int) -> Che
         best = max(better, key=lambda tally: tally.points)
         share, asked = best.right / best.seen, best.asked_right / best.seen
         message = (
-            f"PyTorch's top-1 is {share:.1%} with {best.alternative.name} and {asked:.1%} as asked for ({_described(spec)}) "
-            f"on the same {best.seen} pictures; if the model was trained so, build with {best.alternative.cure}"
+            f"PyTorch's top-1 is {100 * share:.1f} % with {best.alternative.name} and {100 * asked:.1f} % as asked for "
+            f"({_described(spec)}) on the same {best.seen} pictures; if the model was trained so, "
+            f"build with {best.alternative.cure}"
         )
         return Check(name=NAME, status="failed", message=message, measured=best.points, limit=LEAST_POINTS, unit="points")
     unsettled = [tally for tally in tallies if not tally.is_hopeless and tally.seen < min(count, MOST_PICTURES // 2)]

@@ -82,8 +82,8 @@ def class_order(answers: Answers) -> tuple[Check, tuple[str, ...] | None]:
         names = _reordered(answers.names, order)
         before, after = answers.top1(given), answers.top1(order)
         message = (
-            f"PyTorch's top-1 is {before:.2%} with the classes in the given order and {after:.2%} in {title}: "
-            f"{_told(answers.names, names)}. If the model was trained so, build with {_cure(title)}"
+            f"PyTorch's top-1 is {100 * before:.2f} % with the classes in the given order and {100 * after:.2f} % in "
+            f"{title}: {_told(answers.names, names)}. If the model was trained so, build with {_cure(title)}"
         )
         return Check(
             name=NAME, status="failed", message=message, measured=100 * before, limit=100 * after, unit="percent"

@@ -67,10 +67,13 @@ def labelled(scores: NDArray[np.float32], labels: NDArray[np.int64], whose: str)
     chance = 1 / classes
     low, high = wilson(hits, count)
     told = (
-        f"{whose} top-1 is {hits / count:.2%} on {count} labelled pictures; a guess among {classes} is right on {chance:.2%}"
+        f"{whose} top-1 is {100 * hits / count:.2f} % on {count} labelled pictures; a guess among {classes} is right on "
+        f"{100 * chance:.2f} %"
     )
     if share := _one_class(predicted, labels, ONE_CLASS, classes):
-        message = f"{whose} answer is class {_commonest(predicted)} for {share:.1%} of {count} pictures of several classes"
+        message = (
+            f"{whose} answer is class {_commonest(predicted)} for {100 * share:.1f} % of {count} pictures of several classes"
+        )
         return Check(name=NAME, status="failed", message=f"{message}; {CAUSES}")
     if low > chance:
         return Check(
@@ -100,7 +103,7 @@ def unlabelled(scores: NDArray[np.float32], folders: Sequence[str], whose: str) 
     _, kinds = np.unique(np.asarray(folders), return_inverse=True)
     if share := _one_class(predicted, kinds, ONE_CLASS_UNLABELLED, scores.shape[1]):
         message = (
-            f"{whose} answer is class {_commonest(predicted)} for {share:.1%} of {len(predicted)} pictures from "
+            f"{whose} answer is class {_commonest(predicted)} for {100 * share:.1f} % of {len(predicted)} pictures from "
             f"{len(set(folders))} folders"
         )
         return Check(name=NAME, status="failed", message=f"{message}; {CAUSES}")
