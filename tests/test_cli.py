@@ -466,7 +466,11 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
-ORDERED = (*SAMPLE_WORDS, "--precision", "fp32")
+def without_labels(folder: Path) -> tuple[str, ...]:
+    """The sample away from its config.json, which names its classes."""
+    shutil.copy(CHECKPOINT, folder / "own.safetensors")
+    own = str(folder / "own.safetensors")
+    return (*(own if word == str(CHECKPOINT) else word for word in SAMPLE_WORDS), "--precision", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +490,7 @@ def test_an_order_of_classes_that_cannot_be_known_or_used_is_refused(
         shutil.copytree(VALIDATION / str(digit), tmp_path / "data" / str(digit + 1))
     (tmp_path / "labels.txt").write_text("\n".join(str(digit + 1) for digit in range(10)), encoding="utf-8")
     given = [str(tmp_path / "data") if word == "DATA" else word for word in words]
-    done = vitexport("build", *ORDERED, "--target", "cpu", *given, "-o", tmp_path / "out", cwd=tmp_path)
+    done = vitexport("build", *without_labels(tmp_path), "--target", "cpu", *given, "-o", tmp_path / "out", cwd=tmp_path)
     assert_refused(done, code, message)
     assert not (tmp_path / "out").exists()
 
@@ -497,7 +501,7 @@ def test_a_wrong_order_of_classes_fails_and_an_expectation_is_held(tmp_path: Pat
     out = tmp_path / "out"
     # Another CPU than this machine's: nothing is timed.
     data = ("--data", tmp_path / "data", "--expect-top1", "99.25")
-    words = (*ORDERED, "--target", "cpu-arm64-dotprod", *data, "-o", out, "--force", "--json")
+    words = (*without_labels(tmp_path), "--target", "cpu-arm64-dotprod", *data, "-o", out, "--force", "--json")
     wrong = vitexport("build", *words, "--class-order", "string")
     assert wrong.returncode == 1
     report = json.loads(wrong.stdout)
@@ -509,3 +513,8 @@ def test_a_wrong_order_of_classes_fails_and_an_expectation_is_held(tmp_path: Pat
     assert right.returncode == 0, right.stdout
     assert open_bundle(out).manifest.labels == tuple(str(digit + 1) for digit in range(10))
     assert_refused(vitexport("validate", out, "--expect-top1", "99"), 2, "--expect-top1 needs labelled pictures")
+
+
+def test_the_models_own_labels_leave_no_order_to_choose(tmp_path: Path, vitexport: Command) -> None:
+    words = (*SAMPLE_WORDS, "--target", "cpu", "--data", VALIDATION, "--class-order", "natural", "-o", tmp_path / "out")
+    assert_refused(vitexport("build", *words), 2, "the model's own labels give the order (0, 1, 2, …)")
