@@ -38,7 +38,7 @@ def opened(tmp_path: Path) -> Open:
 def targets(images: ImageSet) -> list[list[float]]:
     assert images.targets is not None
     assert images.targets.dtype == np.float32
-    return images.targets.tolist()
+    return [list(map(float, row)) for row in images.targets]
 
 
 def test_a_column_for_each_label_in_any_order(opened: Open) -> None:

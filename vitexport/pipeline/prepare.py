@@ -314,7 +314,8 @@ def _image_sets(
         file = request.labels
         names = problems.attempt(lambda: _read_names(file, source, count))
     elif source is not None and source.labels is not None:
-        names = ClassNames(labels=source.labels, synsets=source.synsets)
+        labels = _both_names(source.labels) if is_binary(source.outputs) else source.labels
+        names = ClassNames(labels=labels, synsets=source.synsets)
     problems.attempt(lambda: _check_classes_known(request, names))
     calibration = None
     if request.calibration is not None and (needs_calibration or request.data is None):
@@ -376,7 +377,12 @@ def _read_names(file: Path, source: ModelSource | None, count: int | None) -> Cl
             f"Labels file {file} has {len(names)} names, but one logit tells two classes apart; expected two (negative, "
             "positive), or the positive one alone."
         )
-    return ClassNames(labels=(f"not {names[0]}", names[0]) if len(names) == 1 else names)
+    return ClassNames(labels=_both_names(names))
+
+
+def _both_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the negative and the positive class of one logit."""
+    return (f"not {names[0]}", names[0]) if len(names) == 1 else names
 
 
 def _check_task(request: BuildRequest, source: ModelSource | None, problems: _Problems) -> None:

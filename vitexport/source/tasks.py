@@ -6,20 +6,13 @@ from vitexport.artifacts import Task
 from vitexport.errors import UsageError
 from vitexport.source.request import Head, ModelRequest
 
-# Hugging Face's problem_type, as transformers and timm write it into config.json.
-PROBLEM_TYPES: dict[str, Task] = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multi-label",
-    "regression": "regression",
-}
-
 
 def decide_task(requested: Task | None, recorded: Task | None, *, classes: int | None, name: str) -> Task:
     """The task of a model.
 
     Args:
         requested: What the user asked for, or None.
-        recorded: What the checkpoint's file says (`PROBLEM_TYPES`), or None.
+        recorded: What the checkpoint's file says (its ``problem_type``), or None.
         classes: Width of the classifier that the model ends in; None or 0 where it ends in something else.
         name: Of the model, for messages.
 
