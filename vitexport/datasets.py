@@ -103,6 +103,15 @@ def open_images(root: Path, *, limit: int | None = None, among: Sequence[Path] |
     return ImageSet(name=root.name, files=files, skipped=skipped, unused=tuple(path for path in paths if path not in taken))
 
 
+def check_images(root: Path) -> None:
+    """Refuse a folder that holds no pictures, without decoding any.
+
+    Raises:
+        InputError: `root` is no folder, or holds no picture.
+    """
+    _find(root)
+
+
 def open_labelled(root: Path, *, labels: Sequence[str] | None, synsets: Sequence[str] | None, classes: int) -> ImageSet:
     """Every picture of a folder with one sub-folder per class.
 

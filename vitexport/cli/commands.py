@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
+from vitexport import lazy
 from vitexport.apps import KINDS, AppKind, write_app
-from vitexport.artifacts import Outputs
 from vitexport.bundle import Bundle, Manifest, open_bundle
-from vitexport.cli import show
+from vitexport.cli.images import find_pictures
 from vitexport.cli.options import PATH, build_options, output_options
+from vitexport.cli.prediction_files import FORMATS, SUFFIXES, write_predictions
+from vitexport.cli.progress import native_output_aside
+from vitexport.cli.progress import progress as show_progress
 from vitexport.cli.words import build_request
 from vitexport.datasets import ImageSet, open_labelled
 from vitexport.errors import (
@@ -26,12 +27,19 @@ from vitexport.errors import (
     UsageError,
     missing,
 )
+from vitexport.pipeline import plan as make_plan
+from vitexport.pipeline import run
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
 from vitexport.triton import DEFAULT_INSTANCES, DEFAULT_QUEUE_DELAY_US, ServeRequest, write_repository
 
 if TYPE_CHECKING:
+    from vitexport.cli import show
+    from vitexport.runtime import Prediction
     from vitexport.validate.bench import Beside
+else:
+    # rich, and what it shows, take longer to import than a refusal takes.
+    show = lazy.Module("vitexport.cli.show")
 
 BUNDLE = click.argument("bundle", type=PATH)
 BACKEND = click.option(
@@ -50,7 +58,7 @@ ENGINE = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(importlib.metadata.version("vitexport"), message="vitexport %(version)s")
+@click.version_option(package_name="vitexport", message="vitexport %(version)s")
 def cli() -> None:
     """Export a timm Vision Transformer to a validated bundle that runs on a CPU or a TensorRT device.
 
@@ -69,9 +77,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
     torchvision:vit_b_16.
     """
     request = build_request(arguments)
-    from vitexport.pipeline import run
-
-    with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
+    with native_output_aside(), show_progress(quiet=quiet or as_json) as progress:
         bundle, report = run(request, progress)
     if as_json:
         show.print_json({"bundle": str(bundle.root), **report.to_json()})
@@ -87,9 +93,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
 def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     """Say every problem and every step of a build with the same arguments, and run nothing."""
     request = build_request(arguments)
-    from vitexport.pipeline import plan as make_plan
-
-    with show.native_output_aside():
+    with native_output_aside():
         result = make_plan(request)
     if as_json:
         target = result.target.to_json() if result.target else None
@@ -178,7 +182,7 @@ def validate(
 
     if not max_drop >= 0:
         raise UsageError(f"--max-drop is {max_drop}; it must be 0 or more percentage points.")
-    with show.progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
+    with show_progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
         images = _labelled(model.bundle, data)
         report = validate_bundle(model, images, max_drop, progress)
     return _finish(report, as_json=as_json, verbose=verbose)
@@ -252,7 +256,7 @@ def engine(
         localize=localize,
         bench_seconds=bench_seconds or None,
     )
-    with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
+    with native_output_aside(), show_progress(quiet=quiet or as_json) as progress:
         beside = functools.partial(_pytorch, gpu=True)
         folder, report = build_here(opened, request, images, progress, pytorch=beside)
     if as_json:
@@ -321,11 +325,11 @@ def bench(
     from vitexport.validate.bench import BenchRequest, Beside, bench_bundle, on_gpu, write_bench
 
     if out is not None:
-        _check_file(out, ".json", "what was measured is written as JSON")
+        _check_file(out, (".json",), "what was measured is written as JSON")
     request = BenchRequest(batch=batch, sweep=sweep, seconds=seconds, warm_up=warm_up)
     with (
-        show.native_output_aside(),
-        show.progress(quiet=quiet or as_json) as progress,
+        native_output_aside(),
+        show_progress(quiet=quiet or as_json) as progress,
         load(bundle, backend=backend, engine=engine) as model,
     ):
         request.batches(model.manifest.batch)
@@ -446,7 +450,14 @@ def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
 @BUNDLE
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Labels per image.")
-@click.option("-o", "--out", type=PATH, metavar="FILE.npz", help="Write every output there: NumPy arrays by name.")
+@click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    help="Write there: every output as NumPy arrays by name (.npz), or the predictions as a table (.csv) or one JSON object "
+    "a line (.jsonl).",
+)
 @BACKEND
 @ENGINE
 @output_options
@@ -462,57 +473,49 @@ def predict(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Run each IMAGE through BUNDLE: its likeliest labels, or what else the model computes."""
+    """Run each IMAGE through BUNDLE: its likeliest labels, or what else the model computes.
+
+    IMAGE is a file, a folder of images, or a quoted pattern such as 'photos/**/*.jpg'.
+    """
     from vitexport.runtime import load
 
     if out is not None:
-        _check_file(out, ".npz", "outputs are written as NumPy arrays")
-    with show.native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
+        _check_file(out, SUFFIXES, FORMATS)
+    pictures = find_pictures(images)
+    with native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
         if not quiet:
             why = "" if model.fallback is None else f": {model.fallback}"
             click.echo(f"note: running on {model.backend.description}{why}", err=True)
-        prediction = model.predict(list(images))
+        prediction = model.predict(pictures)
+    rows = _prediction_rows(pictures, prediction, top)
     if out is not None:
-        _write_arrays(out, prediction.outputs)
-    if not prediction.class_names:
-        rows = show.output_rows(images, prediction.outputs)
-        if as_json:
-            show.print_json(rows)
-        else:
-            show.show_outputs(rows)
-        return 0
-    ranked = prediction.top(top)
+        write_predictions(out, rows, prediction.outputs)
     if as_json:
-        show.print_json(
-            [
-                {"image": image, "top": [{"label": label, "probability": value} for label, value in best]}
-                for image, best in zip(images, ranked, strict=True)
-            ]
-        )
+        show.print_json(rows)
+    elif prediction.class_names:
+        show.show_predictions(pictures, prediction.top(top))
     else:
-        show.show_predictions(images, ranked)
+        show.show_outputs(rows)
     return 0
 
 
-def _check_file(path: Path, suffix: str, why: str) -> None:
+def _prediction_rows(images: Sequence[str], prediction: Prediction, top: int) -> list[dict[str, Any]]:
+    """One object for each image, or for each of its outputs where they name no classes."""
+    if not prediction.class_names:
+        return show.output_rows(images, prediction.outputs)
+    return [
+        {"image": image, "top": [{"label": label, "probability": value} for label, value in best]}
+        for image, best in zip(images, prediction.top(top), strict=True)
+    ]
+
+
+def _check_file(path: Path, suffixes: Sequence[str], why: str) -> None:
     """Refuse before the work what cannot be written after it."""
-    if path.suffix != suffix:
-        raise UsageError(f"--out {path}: {why}; give a name that ends in {suffix}.")
+    if path.suffix not in suffixes:
+        raise UsageError(f"--out {path}: {why}; give a name that ends in {' or '.join(suffixes)}.")
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"--out {path} cannot be written: it is a folder, or its folder does not exist or is read-only.")
-
-
-def _write_arrays(path: Path, outputs: Outputs) -> None:
-    """Write `outputs` whole or not at all: an older file stays until the new one is complete."""
-    arrays: dict[str, Any] = dict(outputs)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            np.savez(stream, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:

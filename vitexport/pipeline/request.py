@@ -9,7 +9,7 @@ from typing import Literal
 from vitexport.artifacts import BatchRange, Precision
 from vitexport.quantize.settings import QuantSettings
 from vitexport.roofline import Prediction
-from vitexport.source import ModelRequest
+from vitexport.source.request import ModelRequest
 from vitexport.targets import Finding, Target
 from vitexport.validate.numerics import Budget
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, Outputs, Progress
+from vitexport.artifacts import BatchRange, Outputs
 from vitexport.datasets import ImageSet
 from vitexport.machine import Stopwatch
 from vitexport.pipeline.prepare import Prepared
 from vitexport.pipeline.request import BuildRequest
+from vitexport.pipeline.stages import Stages
 from vitexport.preprocess import normalize
 from vitexport.runtime.model import join
 
@@ -55,7 +56,7 @@ class Work:
     prepared: Prepared
     folder: Path
     watch: Stopwatch
-    progress: Progress
+    progress: Stages
 
 
 def over(images: ImageSet, work: Work, what: str, run: Callable[[NDArray[np.float32]], Outputs]) -> Outputs:

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitexport.artifacts import OutputKind, OutputSpec
 from vitexport.errors import InputError, UsageError
-from vitexport.source.request import Head, ModelRequest
+from vitexport.source.request import Head, ModelRequest, check_outputs
 
 # What an output without a classifier is, by the number of its axes for one image.
 KINDS: dict[int, OutputKind] = {1: "embedding", 2: "tokens", 3: "feature_map"}
@@ -98,22 +98,12 @@ def expose(model: nn.Module, request: ModelRequest) -> Exposed:
         )
     if request.softmax and head != "classifier":
         raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
-    if request.features:
-        _check_features(model, request)
+    check_outputs(request)
+    if request.features and not hasattr(model, "forward_intermediates"):
+        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
     if head == "none" and classes and not request.features:
         model.reset_classifier(0)  # type: ignore[operator]
     return Exposed(model, head, request.features, softmax=request.softmax).eval()
-
-
-def _check_features(model: nn.Module, request: ModelRequest) -> None:
-    if not hasattr(model, "forward_intermediates"):
-        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
-    if request.head == "none":
-        raise UsageError("--features with --head none: give --features alone, or with classifier, features or tokens.")
-    if min(request.features) < 0:
-        raise UsageError(f"--features {','.join(map(str, request.features))}: count blocks or stages from 0.")
-    if len(set(request.features)) != len(request.features) or sorted(request.features) != list(request.features):
-        raise UsageError(f"--features {','.join(map(str, request.features))}: give each index once, in rising order.")
 
 
 def _flat(value: Any) -> tuple[torch.Tensor, ...]:

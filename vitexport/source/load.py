@@ -16,7 +16,7 @@ from vitexport.artifacts import ModelSource, Product, num_classes
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
-from vitexport.source import timm_models, torchvision_models
+from vitexport.source import own_module, timm_models, torchvision_models
 from vitexport.source.checkpoint import LOCAL, Checkpoint, load_checkpoint, open_checkpoint
 from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
@@ -46,6 +46,8 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
             fit; the model does not take the asked image size.
         UsageError: The asked outputs contradict the model or one another.
     """
+    if own_module.is_own(request):
+        return own_module.load(request)
     check_available(request)
     checkpoint = open_checkpoint(request)
     made = _made(request, checkpoint, weights=weights)
