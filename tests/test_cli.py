@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from vitexport.bundle import open_bundle
 from vitexport.cli import main, show
+from vitexport.cli.progress import native_output_aside
 from vitexport.runtime import load
 
 Command: TypeAlias = "Callable[..., Result]"
@@ -193,11 +195,30 @@ def test_predict_writes_every_output_to_a_file(vitexport: Command, several_bundl
             np.testing.assert_array_equal(written[name], values)
 
 
+def test_predict_takes_a_folder_and_a_pattern_and_writes_a_table(
+    vitexport: Command, cpu_bundle: Built, tmp_path: Path
+) -> None:
+    pattern = VALIDATION / "7" / "*_008*.png"
+    done = vitexport(
+        "predict", cpu_bundle.root, VALIDATION / "3", pattern, "--top", "2", "--json", "-o", tmp_path / "out.csv"
+    )
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    threes = sorted(str(path) for path in (VALIDATION / "3").iterdir())
+    assert [row["image"] for row in printed] == [*threes, str(DIGIT)]
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["image"] for row in table] == [*threes, str(DIGIT)]
+    assert [float(row["probability_2"]) for row in table] == [row["top"][1]["probability"] for row in printed]
+    assert [row["label_1"] for row in table][-1] == "7"
+    assert_refused(vitexport("predict", cpu_bundle.root, tmp_path / "*.png"), 3, "No file matches")
+
+
 @pytest.mark.parametrize(
     ("name", "fragment"),
     [
-        ("out.npy", "ends in .npz"),
-        ("out", "ends in .npz"),
+        ("out.npy", "ends in .npz or .csv or .jsonl"),
+        ("out", "ends in .npz or .csv"),
         ("none/out.npz", "cannot be written"),
         ("dir.npz", "is a folder"),
     ],
@@ -234,7 +255,7 @@ def test_a_device_build_ships_the_script_that_the_report_names(vitexport: Comman
 
 def test_json_stays_one_document_when_native_code_writes_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     sys.stdout.write("before ")
-    with show.native_output_aside():
+    with native_output_aside():
         os.write(1, b"a library speaks")
     show.print_json({"a": 1})
     sys.stdout.flush()
@@ -250,7 +271,7 @@ def open_descriptors() -> set[int]:
 
 def test_stdout_comes_back_when_the_build_fails(capfd: pytest.CaptureFixture[str]) -> None:
     descriptors = open_descriptors()
-    with pytest.raises(RuntimeError, match="inside"), show.native_output_aside():
+    with pytest.raises(RuntimeError, match="inside"), native_output_aside():
         raise RuntimeError("inside")
     os.write(1, b"a result")
     assert capfd.readouterr().out == "a result"
@@ -390,7 +411,7 @@ def test_an_interrupted_build_leaves_nothing(number: signal.Signals, moment: str
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith(moment):
+            if f": {moment}" in line:
                 break
         process.send_signal(number)
         _, rest = process.communicate(timeout=60)
@@ -405,7 +426,7 @@ def test_a_killed_build_leaves_no_bundle(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("validating"):
+            if ": validating" in line:
                 break
         process.kill()
     assert not out.exists()

@@ -1,30 +1,68 @@
-"""The README's commands run as written, and the Python on it does what it says."""
+"""The commands and the Python of every committed page run as written."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, Built
+import pytest
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_command_runs_in_a_copy_of_the_tree() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "readme"), "--check"], capture_output=True, text=True, check=False
-    )
+def _readme(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`scripts/readme` of the clone at `place`."""
+    command = [sys.executable, str(place / "scripts" / "readme"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_page_runs_in_a_copy_of_the_tree() -> None:
+    done = _readme(ROOT, "--check")
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) >= 8
+    seen = re.fullmatch(r"(\d+) commands and (\d+) python blocks ran on (\d+) pages\n", done.stdout)
+    assert seen is not None, done.stdout
+    assert [int(figure) >= least for figure, least in zip(seen.groups(), (8, 1, 2), strict=True)] == [True] * 3
 
 
-def test_the_python_example_runs(cpu_bundle: Built) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    code = example.replace('"bundles/digits-cpu"', repr(str(cpu_bundle.root)))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[[('7', 0.9")
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A repository with the script and two pages."""
+    place = tmp_path / "clone"
+    (place / "scripts").mkdir(parents=True)
+    shutil.copy2(ROOT / "scripts" / "readme", place / "scripts" / "readme")
+    (place / "vitexport" / "room" / "templates").mkdir(parents=True)
+    (place / "README.md").write_text("```console\n$ echo one > kept; echo shown\nold\n```\n", encoding="utf-8")
+    page = "```python\nname = 'kept'\n```\nand\n```python\nprint(open(name).read())\n```\n```console\n$ cat kept\n```\n"
+    (place / "vitexport" / "room" / "README.md").write_text(page, encoding="utf-8")
+    template = "```console\n$ false\n```\n"
+    (place / "vitexport" / "room" / "templates" / "README.md").write_text(template, encoding="utf-8")
+    subprocess.run(["git", "init", "-q", str(place)], check=True)
+    return place
+
+
+def test_pages_run_in_order_and_python_blocks_are_one_program(clone: Path) -> None:
+    done = _readme(clone)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 commands and 2 python blocks ran on 2 pages\n"
+    assert (clone / "README.md").read_text("utf-8") == "```console\n$ echo one > kept; echo shown\nshown\n```\n"
+    assert "```console\n$ cat kept\none\n```" in (clone / "vitexport" / "room" / "README.md").read_text("utf-8")
+    assert not (clone / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("language", "body", "words"),
+    [("python", "print(1 / 0)", "ZeroDivisionError"), ("console", "$ ls not-there", "exit code")],
+)
+def test_a_page_that_fails_is_named(clone: Path, language: str, body: str, words: str) -> None:
+    (clone / "vitexport" / "room" / "README.md").write_text(f"```{language}\n{body}\n```\n", encoding="utf-8")
+    done = _readme(clone, "--check")
+    assert done.returncode == 1
+    assert "vitexport/room/README.md" in done.stderr
+    assert words in done.stderr
 
 
 def test_the_measured_table_is_there() -> None:

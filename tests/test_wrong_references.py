@@ -25,6 +25,7 @@ from vitexport.errors import VitexportError
 from vitexport.machine import Stopwatch
 from vitexport.pipeline import BuildRequest, reference_checks
 from vitexport.pipeline.prepare import Prepared, prepare
+from vitexport.pipeline.stages import Stages
 from vitexport.pipeline.work import Reference, Work, over
 from vitexport.validate import class_order
 from vitexport.validate.probes import probe_pixels
@@ -222,7 +223,7 @@ def judge(case: Case, sample: Prepared, answers: dict[tuple[str, ...], Any], fol
     source = dataclasses.replace(sample.source, preprocess=spec, weights=case.weights)
     prepared = dataclasses.replace(sample, model=model, source=source, evaluation=images)
     request = BuildRequest(model=SAMPLE, target="cpu")
-    work = Work(request=request, prepared=prepared, folder=folder, watch=Stopwatch(), progress=silent)
+    work = Work(request=request, prepared=prepared, folder=folder, watch=Stopwatch(), progress=Stages((), silent))
     key = tuple(sorted(file.path.name for file in images.files))
     if case.change is None and case.draw is None and not case.spec:
         if key not in answers:

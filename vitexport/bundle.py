@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vitexport import notebook
 from vitexport.artifacts import (
     DEFAULT_THRESHOLD,
     BatchRange,
@@ -27,6 +28,7 @@ from vitexport.artifacts import (
     OutputSpec,
     Precision,
     Task,
+    describe_outputs,
     file_sha256,
     num_classes,
     num_names,
@@ -241,6 +243,22 @@ class Bundle:
 
     root: Path
     manifest: Manifest
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: what it is, what is in it, and its report."""
+        manifest = self.manifest
+        facts = [
+            ("model", manifest.model.get("name", "")),
+            ("weights", manifest.model.get("weights", "")),
+            ("target", f"{manifest.target.name} ({manifest.target.id})"),
+            ("precision", manifest.precision),
+            ("batch", manifest.batch),
+            ("input", f"{manifest.preprocess.height} x {manifest.preprocess.width}"),
+            ("outputs", describe_outputs(manifest.outputs)),
+        ]
+        files = [(name, f"{(self.root / name).stat().st_size / 2**20:.2f} MiB") for name in manifest.files]
+        shown = notebook.heading(f"bundle {self.root}") + notebook.table((), facts)
+        return shown + notebook.table(("file", "size"), files) + self.report()._repr_html_()
 
     def artifact(self, role: str) -> Path | None:
         """Path of the artifact in `role`, or None if the bundle has none."""

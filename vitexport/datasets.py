@@ -138,6 +138,15 @@ def open_images(root: Path, *, limit: int | None = None, among: Sequence[Path] |
     return ImageSet(name=root.name, files=files, skipped=skipped, unused=tuple(path for path in paths if path not in taken))
 
 
+def check_images(root: Path, channels: int = 3) -> None:
+    """Refuse a folder that holds no pictures, without decoding any.
+
+    Raises:
+        InputError: `root` is no folder, or holds no picture.
+    """
+    _find(root, channels)
+
+
 def open_labelled(  # noqa: PLR0913 - the folder, and all that decides the order of its classes
     root: Path,
     *,

@@ -70,6 +70,8 @@ def pytorch_beside(manifest: Manifest, *, gpu: bool) -> Beside:
 def _same_architecture(manifest: Manifest) -> nn.Module | str:
     """The live module, or why it would not be the same model."""
     made = manifest.model
+    if str(made.get("weights", "")).startswith("module:"):
+        return f"{made['name']} was a module of its author's own ({made['architecture']}), which a bundle does not hold"
     name = _name(manifest)
     if ":" not in name and not timm.is_model(name):
         return f"timm {timm.__version__} has no architecture {name or made['name']!r}"

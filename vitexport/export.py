@@ -11,7 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
 from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource, OnnxModel
-from vitexport.errors import ToolchainError
+from vitexport.errors import InputError, ToolchainError
 from vitexport.quiet import quiet
 from vitexport.rewrites import InPlacePass, apply, save
 from vitexport.rewrites.lower_col2im import LowerCol2Im
@@ -46,6 +46,7 @@ def export_onnx(  # noqa: PLR0913 - the target's three limits
         ToolchainError: PyTorch's exporter failed, or the graph cannot be written in `opset`.
     """
     exported = _trace(model, source, batch)
+    _check_batch(exported, source, batch)
     rewrites: list[InPlacePass] = [
         Simplify(),
         ModuleNames(dict(model.named_modules()), prefix=WRAPPED),
@@ -98,3 +99,13 @@ def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model
     del program
     gc.collect()
     return exported
+
+
+def _check_batch(exported: ir.Model, source: ModelSource, batch: BatchRange) -> None:
+    """Hold the exported input against the batch: what forward turns into a Python number is a constant there."""
+    shape = exported.graph.inputs[0].shape
+    if batch.is_dynamic and shape is not None and isinstance(shape[0], int):
+        raise InputError(
+            f"The forward of {source.name} turns the batch size into a constant, as len(image) or int(...) do: the export "
+            f"takes batches of {shape[0]} alone. Use image.shape[0] there, or build with one batch size instead of {batch}."
+        )

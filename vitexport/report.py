@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+from vitexport import notebook
 from vitexport.errors import EXIT_CHECK_FAILED, EXIT_OK
 
 Status = Literal["passed", "failed", "skipped"]
@@ -122,6 +123,13 @@ class Report:
             stages=tuple(StageCost(**stage) for stage in data["stages"]),
             notes=tuple(data["notes"]),
         )
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the verdict, the checks and the notes."""
+        rows = [(check.name, check.status, check.message, _limit(check)) for check in self.checks]
+        checks = notebook.table(("check", "result", "what was found", "limit"), rows)
+        verdict = f"{self.title}: {self.verdict}, {self.summary}"
+        return notebook.heading(verdict) + checks + notebook.notes(self.notes)
 
     def to_markdown(self) -> str:
         """The report as a page for people."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import threading
 import types
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -96,6 +97,8 @@ class FakeCuda:
         self.status, self.count, self.capability, self.memory = status, count, capability, memory
         self.blocks: dict[int, bytearray] = {}
         self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.homes: dict[int, int] = {}
+        self.current = threading.local()  # each thread begins with the first device
         self.allocations = 0
         self.pinned: dict[int, Any] = {}
         self.captured: list[Callable[[], None]] | None = None
@@ -142,6 +145,7 @@ class FakeCuda:
         ctypes.memmove(to, self.read(source, size), size)
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
+        assert self.homes[stream] == self.cudaGetDevice()[1], "a stream of another device than the thread's current one"
         if self.captured is not None:
             self.captured.append(work)
         else:
@@ -159,7 +163,11 @@ class FakeCuda:
         return self.status, self.count
 
     def cudaGetDevice(self) -> tuple[Status, int]:  # noqa: N802
-        return Status.cudaSuccess, 0
+        return Status.cudaSuccess, getattr(self.current, "device", 0)
+
+    def cudaSetDevice(self, device: int) -> tuple[Status]:  # noqa: N802
+        self.current.device = device
+        return (Status.cudaSuccess,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:  # noqa: N802
         major, minor = self.capability
@@ -183,6 +191,7 @@ class FakeCuda:
         assert flags == 1, "a stream that waits for the legacy default stream"
         stream = Stream(0x5000 + len(self.queues))
         self.queues[int(stream)] = []
+        self.homes[int(stream)] = self.cudaGetDevice()[1]
         return Status.cudaSuccess, stream
 
     def cudaStreamDestroy(self, stream: Stream) -> tuple[Status]:  # noqa: N802

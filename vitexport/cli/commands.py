@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
+from vitexport import lazy
 from vitexport.annotations import Truth, open_validation
 from vitexport.apps import KINDS, AppKind, write_app
-from vitexport.artifacts import Outputs, num_names
+from vitexport.artifacts import num_names
 from vitexport.bundle import Bundle, Manifest, open_bundle
-from vitexport.cli import show
+from vitexport.cli.images import find_pictures
 from vitexport.cli.options import EXPECT_TOP1, PATH, build_options, data_options, output_options
-from vitexport.cli.predictions import check_options, predictions_json, show_predictions
+from vitexport.cli.prediction_files import FORMATS, SUFFIXES, write_predictions
+from vitexport.cli.progress import native_output_aside
+from vitexport.cli.progress import progress as show_progress
 from vitexport.cli.words import build_request
 from vitexport.datasets import ImageSet
 from vitexport.errors import (
@@ -28,13 +29,19 @@ from vitexport.errors import (
     UsageError,
     missing,
 )
+from vitexport.pipeline import plan as make_plan
+from vitexport.pipeline import run
 from vitexport.report import Report
 from vitexport.targets import Device, catalogue, resolve
 from vitexport.triton import DEFAULT_INSTANCES, DEFAULT_QUEUE_DELAY_US, ServeRequest, write_repository
 from vitexport.validate.budget import Budget
 
 if TYPE_CHECKING:
+    from vitexport.cli import predictions, show
     from vitexport.validate.bench import Beside
+else:
+    # rich, and what it shows, take longer to import than a refusal takes.
+    predictions, show = lazy.Module("vitexport.cli.predictions"), lazy.Module("vitexport.cli.show")
 
 BUNDLE = click.argument("bundle", type=PATH)
 BACKEND = click.option(
@@ -53,7 +60,7 @@ ENGINE = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(importlib.metadata.version("vitexport"), message="vitexport %(version)s")
+@click.version_option(package_name="vitexport", message="vitexport %(version)s")
 def cli() -> None:
     """Export a timm Vision Transformer to a validated bundle that runs on a CPU or a TensorRT device.
 
@@ -72,9 +79,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
     torchvision:vit_b_16.
     """
     request = build_request(arguments)
-    from vitexport.pipeline import run
-
-    with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
+    with native_output_aside(), show_progress(quiet=quiet or as_json) as progress:
         bundle, report = run(request, progress)
     if as_json:
         show.print_json({"bundle": str(bundle.root), **report.to_json()})
@@ -90,9 +95,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
 def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
     """Say every problem and every step of a build with the same arguments, and run nothing."""
     request = build_request(arguments)
-    from vitexport.pipeline import plan as make_plan
-
-    with show.native_output_aside():
+    with native_output_aside():
         result = make_plan(request)
     if as_json:
         target = result.target.to_json() if result.target else None
@@ -186,7 +189,7 @@ def validate(
     budget = Budget(max_drop=max_drop, max_map_drop=max_map_drop, max_error_increase=max_error_increase)
     budget.check()
     check_expectation(expect_top1, labelled=data is not None)
-    with show.progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
+    with show_progress(quiet=quiet or as_json) as progress, load(bundle, backend=backend, engine=engine) as model:
         images = _labelled(model.bundle, data)
         report = validate_bundle(model, images, budget, progress, expect_top1=expect_top1)
     return _finish(report, as_json=as_json, verbose=verbose)
@@ -266,7 +269,7 @@ def engine(
         localize=localize,
         bench_seconds=bench_seconds or None,
     )
-    with show.native_output_aside(), show.progress(quiet=quiet or as_json) as progress:
+    with native_output_aside(), show_progress(quiet=quiet or as_json) as progress:
         beside = functools.partial(_pytorch, gpu=True)
         folder, report = build_here(opened, request, images, progress, pytorch=beside)
     if as_json:
@@ -335,11 +338,11 @@ def bench(
     from vitexport.validate.bench import BenchRequest, Beside, bench_bundle, on_gpu, write_bench
 
     if out is not None:
-        _check_file(out, ".json", "what was measured is written as JSON")
+        _check_file(out, (".json",), "what was measured is written as JSON")
     request = BenchRequest(batch=batch, sweep=sweep, seconds=seconds, warm_up=warm_up)
     with (
-        show.native_output_aside(),
-        show.progress(quiet=quiet or as_json) as progress,
+        native_output_aside(),
+        show_progress(quiet=quiet or as_json) as progress,
         load(bundle, backend=backend, engine=engine) as model,
     ):
         request.batches(model.manifest.batch)
@@ -466,7 +469,14 @@ def inspect(*, bundle: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
     metavar="PROBABILITY",
     help="Multi-label: show labels from here on (default: the bundle's own, 0.5 unless built with another).",
 )
-@click.option("-o", "--out", type=PATH, metavar="FILE.npz", help="Write every output there: NumPy arrays by name.")
+@click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    help="Write there: every output as NumPy arrays by name (.npz), or the predictions as a table (.csv) or one JSON object "
+    "a line (.jsonl).",
+)
 @BACKEND
 @ENGINE
 @output_options
@@ -483,45 +493,38 @@ def predict(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Run each IMAGE through BUNDLE: its likeliest classes, its labels or values, or what else the model computes."""
+    """Run each IMAGE through BUNDLE: its likeliest classes, its labels or values, or what else the model computes.
+
+    IMAGE is a file, a folder of images, or a quoted pattern such as 'photos/**/*.jpg'.
+    """
     from vitexport.runtime import load
 
     if out is not None:
-        _check_file(out, ".npz", "outputs are written as NumPy arrays")
-    with show.native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
-        check_options(model.manifest.task, top=top, threshold=threshold)
+        _check_file(out, SUFFIXES, FORMATS)
+    pictures = find_pictures(images)
+    with native_output_aside(), load(bundle, backend=backend, engine=engine) as model:
+        predictions.check_options(model.manifest.task, top=top, threshold=threshold)
         if not quiet:
             why = "" if model.fallback is None else f": {model.fallback}"
             click.echo(f"note: running on {model.backend.description}{why}", err=True)
-        prediction = model.predict(list(images))
+        prediction = model.predict(pictures)
+    rows = predictions.predictions_json(pictures, prediction, top=top, threshold=threshold)
     if out is not None:
-        _write_arrays(out, prediction.outputs)
+        write_predictions(out, rows, prediction.outputs)
     if as_json:
-        show.print_json(predictions_json(images, prediction, top=top, threshold=threshold))
+        show.print_json(rows)
     else:
-        show_predictions(images, prediction, top=top, threshold=threshold)
+        predictions.show_predictions(pictures, prediction, top=top, threshold=threshold)
     return 0
 
 
-def _check_file(path: Path, suffix: str, why: str) -> None:
+def _check_file(path: Path, suffixes: Sequence[str], why: str) -> None:
     """Refuse before the work what cannot be written after it."""
-    if path.suffix != suffix:
-        raise UsageError(f"--out {path}: {why}; give a name that ends in {suffix}.")
+    if path.suffix not in suffixes:
+        raise UsageError(f"--out {path}: {why}; give a name that ends in {' or '.join(suffixes)}.")
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"--out {path} cannot be written: it is a folder, or its folder does not exist or is read-only.")
-
-
-def _write_arrays(path: Path, outputs: Outputs) -> None:
-    """Write `outputs` whole or not at all: an older file stays until the new one is complete."""
-    arrays: dict[str, Any] = dict(outputs)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            np.savez(stream, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _labelled(bundle: Bundle, data: Path | None) -> ImageSet | None:

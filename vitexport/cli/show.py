@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from vitexport.artifacts import Progress as ProgressCallback
-from vitexport.artifacts import describe_outputs, silent
+from vitexport.artifacts import describe_outputs
 from vitexport.bundle import Bundle, Manifest
 from vitexport.preprocess import PreprocessSpec
 from vitexport.report import (
@@ -70,78 +65,6 @@ class Output(Console):
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextmanager
-def native_output_aside() -> Iterator[None]:
-    """Send what native libraries write to stdout (TensorRT-RTX does) to stderr: stdout is for results, JSON above all."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # stdout is closed: nothing can mix with it
-        yield
-        return
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-@contextmanager
-def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
-    """A callback for the stages: a live display on a terminal, plain lines elsewhere, both on stderr."""
-    if quiet:
-        yield silent
-    elif sys.stderr.isatty():
-        with Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True, highlight=False),
-            transient=True,
-        ) as live:
-            yield _Live(live)
-    else:
-        yield _Lines()
-
-
-class _Live:
-    """One line of a rich display per step; the one before is finished when the next begins."""
-
-    def __init__(self, live: Progress) -> None:
-        self.live = live
-        self.what = ""
-        self.task = live.add_task("", total=None, visible=False, count="")
-
-    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
-        if what != self.what:
-            self.live.remove_task(self.task)
-            self.task = self.live.add_task(escape(what), total=total or None, count="")
-            self.what = what
-        self.live.update(self.task, completed=done, total=total or None, count=f"{done}/{total}" if total else "")
-
-
-class _Lines:
-    """A line per step, and one every few seconds while a step counts."""
-
-    def __init__(self) -> None:
-        self.what = ""
-        self.last = 0.0
-
-    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
-        now = time.monotonic()
-        ends = bool(total) and done >= total
-        if what == self.what and now - self.last < 5 and not ends:
-            return
-        count = f" {done}/{total}" if total else ""
-        sys.stderr.write(f"{what}{count}\n")
-        sys.stderr.flush()
-        self.what, self.last = what, now
 
 
 def show_report(report: Report, *, verbose: bool) -> None:

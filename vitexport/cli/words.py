@@ -6,29 +6,23 @@ import dataclasses
 from typing import Any
 
 from vitexport.artifacts import BatchRange
-from vitexport.errors import ToolchainError, UsageError, missing
+from vitexport.errors import UsageError
+from vitexport.pipeline import BuildRequest
+from vitexport.quantize.settings import Observer, Placement, QuantSettings
+from vitexport.source.request import ModelRequest
+from vitexport.validate.budget import Budget
 
 
-def build_request(arguments: dict[str, Any]) -> Any:
+def build_request(arguments: dict[str, Any]) -> BuildRequest:
     """Words to a `BuildRequest`."""
-    try:
-        from vitexport.pipeline import BuildRequest
-        from vitexport.quantize.settings import Observer, Placement, QuantSettings
-        from vitexport.source import ModelRequest
-        from vitexport.validate.budget import Budget
-    except ModuleNotFoundError as error:
-        raise missing(str(error.name).partition(".")[0], "build", "Building a bundle") from None
-    except (ImportError, RuntimeError, OSError) as error:
-        # "operator torchvision::nms does not exist": torchvision's wheels need the torch wheel of the same release and kind.
-        raise ToolchainError(
-            f"PyTorch, torchvision or timm is installed but cannot be imported ({error}). torch and torchvision must come "
-            "from one release and be of one kind (CPU or CUDA); install them together."
-        ) from error
     if arguments["checkpoint"] is not None and arguments["pretrained"]:
         raise UsageError("--checkpoint and --pretrained exclude each other; give one of them.")
+    if arguments["model"] is not None and arguments["model_from"] is not None:
+        raise UsageError("MODEL and --model-from exclude each other; give one of them.")
     pretrained = arguments["pretrained"]
     model = ModelRequest(
-        name=arguments["model"],
+        name=arguments["model"] or (arguments["model_from"] or "").rpartition(":")[2] or None,
+        model_from=arguments["model_from"],
         checkpoint=arguments["checkpoint"],
         checkpoint_key=arguments["checkpoint_key"],
         ema=arguments["ema"],

@@ -1,12 +1,12 @@
-"""A `BuildRequest` enters; a `Plan` (what speaks against it, nothing run) or a finished bundle leaves.
+"""A `BuildRequest` enters; a `Plan` (its problems and steps, nothing run) or a finished bundle leaves.
 
-The only room that knows the order of the stages: source → export → quantize → float16 → engine → validate → bundle.
+The only room that knows the order of the stages: source → export → quantize → float16 → engine → validate → bundle. What a
+request alone tells is judged before PyTorch is imported.
 """
 
 from __future__ import annotations
 
-from vitexport.pipeline.build import run
-from vitexport.pipeline.prepare import plan
+from vitexport.pipeline.entry import plan, run
 from vitexport.pipeline.request import BuildRequest, Plan
 
 __all__ = ["BuildRequest", "Plan", "plan", "run"]

@@ -12,20 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitexport import bundle as bundles
-from vitexport.artifacts import ONNX_APP, Engine, OnnxModel, Outputs, Progress, QuantRecipe
+from vitexport.artifacts import ONNX_APP, Engine, OnnxModel, Outputs, QuantRecipe
 from vitexport.bundle import Bundle, Manifest
 from vitexport.engine import RAW_INPUT, make_engine, raw_output, write_check
 from vitexport.errors import DeviceError, InputError, MissingDependencyError, NothingToQuantizeError
 from vitexport.export import export_onnx
 from vitexport.legality.counts import graph_products
 from vitexport.machine import Stopwatch, describe_machine, library_versions
-from vitexport.pipeline.candidates import Candidate, cpu_float, is_foreign, make_candidate
+from vitexport.pipeline.candidates import Candidate, cpu_float, make_candidate
 from vitexport.pipeline.checkpoints import keep_checkpoints
 from vitexport.pipeline.embed import Embedded, embed
 from vitexport.pipeline.prepare import prepare
 from vitexport.pipeline.reference_checks import expectation, reference_checks
 from vitexport.pipeline.request import BuildRequest
 from vitexport.pipeline.requires import requirements
+from vitexport.pipeline.stages import EXPORTING, REFERENCE, TIMING, WRITING, Stages, delivering, is_timed, trying
 from vitexport.pipeline.work import (
     Reference,
     Work,
@@ -57,18 +58,13 @@ LATENCY_SECONDS = 6.0
 WIDEST_FIRST = ("fp32", "fp16", "int8")
 
 
-def run(request: BuildRequest, progress: Progress) -> tuple[Bundle, Report]:
-    """Build, validate and write the bundle.
-
-    Raises:
-        VitexportError: With nothing left behind. A check that fails is no error: the bundle is written and says so.
-    """
+def run(request: BuildRequest, stages: Stages) -> tuple[Bundle, Report]:
+    """As `vitexport.pipeline.entry.run`, which begins the stages."""
     watch = Stopwatch()
-    progress("loading the model")
     with watch.stage("source"):
         prepared = prepare(request)
     with bundles.staging(prepared.out, force=request.force) as folder:
-        work = Work(request=request, prepared=prepared, folder=folder, watch=watch, progress=progress)
+        work = Work(request=request, prepared=prepared, folder=folder, watch=watch, progress=stages)
         report = _build(work)
     return bundles.open_bundle(prepared.out), report
 
@@ -122,7 +118,7 @@ def _build(work: Work) -> Report:
         stages=tuple(work.watch.costs),
         notes=(*(finding.message for finding in work.prepared.findings), *notes),
     )
-    work.progress("writing the bundle")
+    work.progress.begin(WRITING)
     _write(work, chosen, shipped, engine, embedded, reference, checkpoints, report)
     return report
 
@@ -131,9 +127,10 @@ def _candidates(work: Work, exported: OnnxModel, reference: Reference) -> tuple[
     """Every precision that is to be tried; ``auto`` goes on without INT8 where nothing can be quantized, and says so."""
     candidates, left_out = [], []
     for precision in work.prepared.precisions:
+        work.progress.begin(trying(precision))
         try:
             candidates.append(make_candidate(work, precision, exported, reference))
-        except NothingToQuantizeError as error:  # noqa: PERF203 - two or three turns of minutes each
+        except NothingToQuantizeError as error:
             if work.request.precision != "auto":
                 raise
             left_out.append(f"INT8 was left out: {error}")
@@ -141,7 +138,7 @@ def _candidates(work: Work, exported: OnnxModel, reference: Reference) -> tuple[
 
 
 def _export(work: Work) -> OnnxModel:
-    work.progress("exporting to ONNX")
+    work.progress.begin(EXPORTING)
     target = work.prepared.target
     with work.watch.stage("export"):
         return export_onnx(
@@ -156,7 +153,7 @@ def _export(work: Work) -> OnnxModel:
 
 def _engine(work: Work, shipped: OnnxModel, chosen: Candidate) -> Engine:
     target = work.prepared.target
-    work.progress(f"compiling the engine for {target.name}" if target.engine_here else "writing the engine's recipe")
+    work.progress.begin(delivering(target))
     with work.watch.stage("engine"):
         return make_engine(shipped, work.prepared.source.preprocess, target, work.folder, stay_float32=chosen.stay_float32)
 
@@ -170,7 +167,7 @@ _CPU_NUMERICS = (
 
 def _reference(work: Work, exported: OnnxModel) -> Reference:
     """Choose the images to judge on, and run PyTorch on them."""
-    work.progress("running PyTorch")
+    work.progress.begin(REFERENCE)
     prepared = work.prepared
     spec = prepared.source.preprocess
     with work.watch.stage("reference"):
@@ -182,7 +179,7 @@ def _reference(work: Work, exported: OnnxModel) -> Reference:
         outputs: Outputs = golden_outputs
         truth: Truth | None = None
         if images is not None:
-            outputs = over(images, work, "running PyTorch", lambda batch: _pytorch(work, batch))
+            outputs = over(images, work, REFERENCE, lambda batch: _pytorch(work, batch))
             truth = images.labels if images.targets is None else images.targets
     wide: frozenset[str] = frozenset()
     if prepared.target.typing is not None:
@@ -241,9 +238,9 @@ def _refused_int8(candidates: Sequence[Candidate], chosen: Candidate) -> list[Ch
 def _time_cpu(work: Work, exported: OnnxModel, candidates: Sequence[Candidate], reference: Reference) -> Timing | None:
     """Latency of every candidate, the float ONNX and PyTorch, in turn in one run; None where it would not count."""
     target = work.prepared.target
-    if target.kind != "cpu" or is_foreign(work):
+    if not is_timed(target):
         return None
-    work.progress("timing beside PyTorch")
+    work.progress.begin(TIMING)
     with work.watch.stage("latency"):
         images = golden_batch(work, reference, work.request.batch.optimum)
         backends = {candidate.onnx.precision: open_onnx(candidate.onnx.path) for candidate in candidates}

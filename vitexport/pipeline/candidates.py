@@ -13,6 +13,7 @@ from vitexport.engine import lowered_layernorm
 from vitexport.errors import InputError
 from vitexport.export import FILE_NAME as EXPORT_NAME
 from vitexport.legality import refuse
+from vitexport.pipeline.stages import lacks_integers
 from vitexport.pipeline.work import Reference, Work, golden_images, over, peak_images, raw_count, reading, repeated
 from vitexport.quantize import Calibrated, Calibration, calibrate, output_db, write
 from vitexport.quantize.calibrate import FOLD_LIMIT, RESIDUAL_SQNR_DB
@@ -25,7 +26,6 @@ from vitexport.rewrites.float16_weights import Float16Weights
 from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import Backend, open_onnx
 from vitexport.runtime.model import run_in_batches
-from vitexport.targets import machine_cpu, misfit
 from vitexport.validate import metrics
 from vitexport.validate.numerics import Numerics, compare
 
@@ -76,7 +76,11 @@ def _int8_candidate(work: Work, exported: OnnxModel, reference: Reference) -> Ca
             return tried[stay_float]
         with work.watch.stage("quantize"):
             quantized = write(
-                calibration, calibrated, work.folder, stay_float=stay_float | beyond, exact_twin=lacks_integers(work)
+                calibration,
+                calibrated,
+                work.folder,
+                stay_float=stay_float | beyond,
+                exact_twin=lacks_integers(work.prepared.target),
             )
         tried.pop(stay_float, None)
         tried[stay_float] = _judge(work, quantized.onnx, quantized, "int8", reference, wide)
@@ -220,17 +224,6 @@ def float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float3
         apply(graph, EmulateFloat16(wide))
         save(graph, path)
     return path
-
-
-def lacks_integers(work: Work) -> bool:
-    """Whether the target is a CPU whose integer operators this machine cannot run."""
-    target = work.prepared.target
-    return target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
-
-
-def is_foreign(work: Work) -> bool:
-    """Whether times of this machine say nothing of the target, where that is a CPU."""
-    return work.prepared.target.app or lacks_integers(work)
 
 
 def _calibrate(work: Work, exported: OnnxModel) -> tuple[Calibration, Calibrated]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vitexport.artifacts import BINARY_NAMES, OnnxModel, Outputs, OutputSpec, answer_of, data_file, is_binary
 from vitexport.errors import ToolchainError
 from vitexport.machine import library_versions
-from vitexport.pipeline.candidates import is_foreign
+from vitexport.pipeline.stages import EMBEDDING, is_foreign
 from vitexport.pipeline.work import Work
 from vitexport.preprocess import ImageLike, preprocess
 from vitexport.report import Check, at_least, at_most, skipped
@@ -60,7 +60,7 @@ class Embedded:
 
 def embed(work: Work, shipped: OnnxModel) -> Embedded:
     """Write ``model.app.onnx`` beside `shipped`, and hold it against it."""
-    work.progress("putting the preprocessing into a graph")
+    work.progress.begin(EMBEDDING)
     with work.watch.stage("embed"):
         if data_file(shipped.path).exists():
             reason = "the weights need more than the 2 GB that one ONNX file holds; use --precision int8 or a smaller model"
@@ -123,7 +123,7 @@ def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str
         # Both compute in one arithmetic, whichever this machine has for the target's integers.
         checks.append(_outputs_check(work, plain, app, pictures))
     except ToolchainError as error:
-        if not is_foreign(work):
+        if not is_foreign(work.prepared.target):
             raise
         checks.append(skipped("picture_outputs", f"for {work.prepared.target.name} only: {error}"))
         figures["latency"], note = _cost(work, pixels)
@@ -202,5 +202,5 @@ def _cost(
         note += (
             f"; the model takes {took['model with']:.2f} ms from the picture, {took['model without']:.2f} ms from its pixels"
         )
-    where = f", on the machine of the build, not in {work.prepared.target.name}" if is_foreign(work) else ""
+    where = f", on the machine of the build, not in {work.prepared.target.name}" if is_foreign(work.prepared.target) else ""
     return timing.figures, f"{note} (medians of one run, {pixels.description}{where})."

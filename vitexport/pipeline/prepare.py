@@ -27,12 +27,14 @@ from vitexport.datasets import ImageSet, open_images
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.labels import ClassNames, read_class_names
 from vitexport.machine import memory_bytes
+from vitexport.pipeline.arguments import request_checks
 from vitexport.pipeline.recipe import Replay, read_recipe
 from vitexport.pipeline.request import BuildRequest, Plan
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
 from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
+from vitexport.source.request import channels_asked
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all, with_opset
 from vitexport.validate.plausibility import check_expectation
 
@@ -83,6 +85,10 @@ class _Problems:
             self.errors.append(error)
             return None
 
+    def findings(self) -> tuple[Finding, ...]:
+        """One error each."""
+        return tuple(Finding(level="error", message=str(error)) for error in self.errors)
+
     def raise_all(self) -> None:
         """Raise one error that tells them all, of the first one's class."""
         if not self.errors:
@@ -93,8 +99,56 @@ class _Problems:
         raise type(self.errors[0])(f"{len(self.errors)} problems:\n{lines}")
 
 
+_NOT_LOOKED_AT = "The model was not looked at: mend this first, then plan again."
+
+
+def refuse_early(request: BuildRequest) -> tuple[Target, tuple[Precision, ...]]:
+    """Refuse what can be refused without the model.
+
+    Returns:
+        The target, and the precisions to try.
+
+    Raises:
+        VitexportError: Of the first problem's class; its message tells every problem that was found.
+    """
+    problems = _Problems()
+    target, precisions, _ = _early(request, problems)
+    problems.raise_all()
+    if target is None:
+        raise InputError("The build could not be prepared.")
+    return target, precisions
+
+
+def refused_plan(request: BuildRequest) -> Plan | None:
+    """A plan of problems that can be told without the model; None if there are none."""
+    problems = _Problems()
+    target, precisions, out = _early(request, problems)
+    if not problems.errors:
+        return None
+    return Plan(
+        target=target,
+        out=out,
+        precisions=precisions,
+        steps=(),
+        prediction=None,
+        findings=(*problems.findings(), Finding(level="note", message=_NOT_LOOKED_AT)),
+        exit_code=problems.errors[0].exit_code,
+    )
+
+
+def _early(request: BuildRequest, problems: _Problems) -> tuple[Target | None, tuple[Precision, ...], Path | None]:
+    """What the request and the files that it names tell; neither PyTorch nor the model."""
+    target, precisions, out = _arguments(request, problems)
+    for check in request_checks(request):
+        problems.attempt(check)
+    if target is not None:
+        _target_findings(request, target, precisions, None, problems)
+    _replay(request, target, None, problems)
+    return target, precisions, out
+
+
 def plan(request: BuildRequest) -> Plan:
-    """Everything that can be known without running a slow step. Downloads nothing and writes nothing."""
+    """As `vitexport.pipeline.entry.plan`, of a request that nothing early refuses."""
     problems = _Problems()
     prepared_findings: list[Finding] = []
     target, precisions, out = _arguments(request, problems)
@@ -111,14 +165,13 @@ def plan(request: BuildRequest) -> Plan:
     evaluation, _ = _evaluation(request, source, calibration, data, problems)
     _replay(request, target, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
-    errors = [Finding(level="error", message=str(error)) for error in problems.errors]
     return Plan(
         target=target,
         out=out,
         precisions=precisions,
         steps=_steps(request, target, precisions, source, calibration, data, out) if target else (),
         prediction=prediction,
-        findings=(*errors, *prepared_findings),
+        findings=(*problems.findings(), *prepared_findings),
         exit_code=problems.errors[0].exit_code if problems.errors else 0,
     )
 
@@ -363,8 +416,7 @@ def _channels(request: BuildRequest, source: ModelSource | None) -> int:
     """Of the model; where it could not be loaded, what was asked for."""
     if source is not None:
         return source.preprocess.channels
-    asked = request.model.in_chans or request.model.kwargs.get("in_chans")
-    return asked if isinstance(asked, int) and asked > 0 else 3
+    return channels_asked(request.model) or 3
 
 
 def _read_names(file: Path, source: ModelSource | None, count: int | None) -> ClassNames:
@@ -518,7 +570,9 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     steps = []
     if source is not None:
         spec = source.preprocess
-        weights = "pretrained" if request.model.pretrained and request.model.checkpoint is None else source.weights
+        own = request.model.module is not None or request.model.model_from is not None
+        pretrained = request.model.pretrained and request.model.checkpoint is None and not own
+        weights = "pretrained" if pretrained else source.weights
         steps.append(
             f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
             f"{spec.height} x {spec.width} pixels{_CHANNELS.get(spec.channels, f', {spec.channels} channels')}), "

@@ -10,7 +10,7 @@ from vitexport.artifacts import DEFAULT_THRESHOLD, BatchRange, Precision
 from vitexport.datasets import ClassOrder
 from vitexport.quantize.settings import QuantSettings
 from vitexport.roofline import Prediction
-from vitexport.source import ModelRequest
+from vitexport.source.request import ModelRequest
 from vitexport.targets import Finding, Target
 from vitexport.validate.budget import Budget
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, Outputs, Progress
+from vitexport.artifacts import BatchRange, Outputs
 from vitexport.datasets import ImageSet
 from vitexport.machine import Stopwatch
 from vitexport.pipeline.prepare import Prepared
 from vitexport.pipeline.request import BuildRequest
+from vitexport.pipeline.stages import Stages
 from vitexport.preprocess import normalize
 from vitexport.runtime.model import join
 from vitexport.validate.answers import Truth
@@ -57,7 +58,7 @@ class Work:
     prepared: Prepared
     folder: Path
     watch: Stopwatch
-    progress: Progress
+    progress: Stages
 
 
 def reading(work: Work) -> Reading:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from vitexport.artifacts import BINARY_NAMES, DEFAULT_THRESHOLD, BatchRange, Outputs, Task, is_binary, num_names
 from vitexport.bundle import Bundle, Manifest
 from vitexport.errors import InputError, ToolchainError, UsageError
-from vitexport.preprocess import ImageLike, preprocess
+from vitexport.preprocess import preprocess
 from vitexport.runtime.backends import Backend
+from vitexport.runtime.pictures import Picture, each
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,11 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Model:
-    """A loaded bundle. Make it with `load`; it is not safe to call from several threads at once."""
+    """A loaded bundle. Make it with `load`.
+
+    Several threads may call one model at once: each gets the answer that it would get alone. ONNX Runtime computes their
+    calls at the same time; a TensorRT engine one after another. Close it when no thread is using it any longer.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend, *, fallback: str | None = None) -> None:
         """Args:
@@ -166,21 +171,32 @@ class Model:
         """What the bundle says of itself."""
         return self.bundle.manifest
 
-    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Prediction:
+    def predict(self, images: Picture | Iterable[Picture]) -> Prediction:
         """Run one picture, or several.
 
         Args:
-            images: A path, a Pillow image or a uint8 array [height, width, 3]; or a list of these. A model of one channel
-                takes the same and sees them in grey; one of two, or of more than three, takes arrays uint8 [height, width,
-                channels] and paths of ``.npy`` files.
+            images: A path, the bytes of a picture's file or a binary stream of them, a Pillow image, or a uint8 array
+                [height, width, 3]; or any iterable of these. A generator is drawn from batch by batch: no more pictures are
+                held than one call of the engine takes, and the outputs of all. A model of one channel takes the same and
+                sees them in grey; one of two, or of more than three, takes arrays uint8 [height, width, channels] and paths
+                of ``.npy`` files.
+
+        Raises:
+            InputError: A picture cannot be read, or there is none.
+        """
+        parts = list(self._parts(images))
+        if not parts:
+            raise InputError("No images were given; expected one or more.")
+        return self._prediction(join(parts))
+
+    def predict_batches(self, images: Picture | Iterable[Picture]) -> Iterator[Prediction]:
+        """As `predict`, batch by batch as the engine takes them, so that the outputs of all need not be held either.
 
         Raises:
             InputError: A picture cannot be read.
         """
-        several: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
-        if not several:
-            raise InputError("No images were given; expected one or more.")
-        return self._prediction(join(list(self._parts(several))))
+        for outputs in self._parts(images):
+            yield self._prediction(outputs)
 
     def predict_tensor(self, tensor: NDArray[np.float32]) -> Prediction:
         """Run what `vitexport.preprocess.preprocess` made: float32 [n, channels, height, width].
@@ -194,11 +210,10 @@ class Model:
             raise InputError(f"Input has shape {tensor.shape}; expected [n, {', '.join(map(str, expected))}], n >= 1.")
         return self._prediction(run_in_batches(self.backend, tensor, self.manifest.batch))
 
-    def _parts(self, images: Sequence[Any]) -> Iterator[Outputs]:
+    def _parts(self, images: Picture | Iterable[Picture]) -> Iterator[Outputs]:
         """Outputs batch by batch: no more preprocessed pictures are held than one call of the engine takes."""
-        size = self.manifest.batch.maximum
-        for start in range(0, len(images), size):
-            part = [preprocess(image, self.manifest.preprocess) for image in images[start : start + size]]
+        pictures, spec = each(images), self.manifest.preprocess
+        while part := [preprocess(image, spec) for image in itertools.islice(pictures, self.manifest.batch.maximum)]:
             yield run_in_batches(self.backend, np.stack(part), self.manifest.batch)
 
     def _prediction(self, outputs: Outputs) -> Prediction:

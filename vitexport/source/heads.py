@@ -10,7 +10,7 @@ from torch import nn
 
 from vitexport.artifacts import OutputKind, OutputSpec, Task
 from vitexport.errors import InputError, UsageError
-from vitexport.source.request import Head, ModelRequest
+from vitexport.source.request import Head, ModelRequest, check_outputs
 from vitexport.source.tasks import check_request, check_softmax, decide_task, head_of
 
 # What an output without a classifier is, by the number of its axes for one image.
@@ -120,8 +120,9 @@ def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None
         )
     if request.softmax and head != "classifier":
         raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
-    if request.features:
-        _check_features(model, request)
+    check_outputs(request)
+    if request.features and not hasattr(model, "forward_intermediates"):
+        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
     task = decide_task(request.task, recorded, classes=classes if head == "classifier" else None, name=str(request.name))
     if request.softmax:
         check_softmax(task, classes or 0)
@@ -133,17 +134,6 @@ def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None
 def takes_other_sizes(exposed: Exposed) -> bool:
     """Whether the live model takes images of other sizes, too (timm's ``dynamic_img_size``)."""
     return bool(getattr(exposed.model, "dynamic_img_size", False))
-
-
-def _check_features(model: nn.Module, request: ModelRequest) -> None:
-    if not hasattr(model, "forward_intermediates"):
-        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
-    if request.head == "none":
-        raise UsageError("--features with --head none: give --features alone, or with classifier, features or tokens.")
-    if min(request.features) < 0:
-        raise UsageError(f"--features {','.join(map(str, request.features))}: count blocks or stages from 0.")
-    if len(set(request.features)) != len(request.features) or sorted(request.features) != list(request.features):
-        raise UsageError(f"--features {','.join(map(str, request.features))}: give each index once, in rising order.")
 
 
 def _flat(value: Any) -> tuple[torch.Tensor, ...]:

@@ -17,7 +17,7 @@ from vitexport.artifacts import ModelSource, Product, num_names
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
-from vitexport.source import timm_models, torchvision_models
+from vitexport.source import own_module, timm_models, torchvision_models
 from vitexport.source.checkpoint import LOCAL, Checkpoint, load_checkpoint, open_checkpoint
 from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
@@ -47,6 +47,8 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
             fit; the model does not take the asked image size.
         UsageError: The asked outputs contradict the model or one another.
     """
+    if own_module.is_own(request):
+        return own_module.load(request)
     check_available(request)
     checkpoint = open_checkpoint(request)
     made = _made(request, checkpoint, weights=weights)
@@ -121,7 +123,9 @@ def _class_names(
         return timm_models.class_names(model, request)
     labels = made.checkpoint.record.labels
     # Names of other classes than the model's are no names of these.
-    fits = labels is not None and len(labels) == getattr(model, "num_classes", None)
+    classes = getattr(model, "num_classes", None)
+    # One logit tells two classes apart, of which a file may name the positive one alone.
+    fits = labels is not None and (len(labels) == classes or (classes == 1 and len(labels) == 2))
     return (labels if fits else None), None
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from vitexport.artifacts import Task
-from vitexport.errors import UsageError
-from vitexport.preprocess import CropMode
+from vitexport.errors import InputError, UsageError
+from vitexport.preprocess import CropMode, PreprocessSpec
 
 Head = Literal["classifier", "none", "features", "tokens"]
 
@@ -39,6 +39,11 @@ class ModelRequest:
         mean, std, crop_pct, crop_mode, interpolation: Overrides of the model's data config; `mean` and `std` are one value
             for all channels or one for each.
         seed: For weights that are not loaded.
+        module: A live `torch.nn.Module` in the place of a named model; it is copied, and stays as it is.
+        model_from: ``FILE.py:FUNCTION``: a function without arguments that returns such a module, or a pair of it and its
+            `PreprocessSpec`. The file is executed.
+        preprocess: How pictures become the input of such a module; None if the fields from `mean` to `interpolation` and
+            `img_size` say it.
     """
 
     name: str | None = None
@@ -60,6 +65,10 @@ class ModelRequest:
     crop_mode: CropMode | None = None
     interpolation: str | None = None
     seed: int = 0
+    # PyTorch is not imported here.
+    module: Any = None
+    model_from: str | None = None
+    preprocess: PreprocessSpec | None = None
 
 
 # Arguments of timm.create_model that vitexport has options for, or whose result it cannot vouch for.
@@ -93,7 +102,122 @@ def create_kwargs(request: ModelRequest) -> dict[str, Any]:
     return kwargs
 
 
+def channels_asked(request: ModelRequest) -> int | None:
+    """Number of input channels, where the request says it."""
+    asked = request.in_chans or request.kwargs.get("in_chans")
+    return asked if isinstance(asked, int) and asked > 0 else None
+
+
 def _size(value: Any) -> Any:
     """``224`` and ``(224, 224)`` are the same size."""
     sides = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return sides[0] if len(set(sides)) == 1 else sides
+
+
+def check_outputs(request: ModelRequest) -> None:
+    """Hold the asked outputs against one another, as far as the model is not needed for it.
+
+    Raises:
+        UsageError: They contradict one another.
+    """
+    head, features = request.head, request.features
+    if request.softmax and (head not in (None, "classifier") or (head is None and features)):
+        raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
+    if not features:
+        return
+    shown = ",".join(map(str, features))
+    if head == "none":
+        raise UsageError("--features with --head none: give --features alone, or with classifier, features or tokens.")
+    if min(features) < 0:
+        raise UsageError(f"--features {shown}: count blocks or stages from 0.")
+    if len(set(features)) != len(features) or sorted(features) != list(features):
+        raise UsageError(f"--features {shown}: give each index once, in rising order.")
+
+
+# Fields that describe a named model, and say nothing of a module of one's own.
+_OF_NAMED = ("checkpoint", "checkpoint_key", "ema", "kwargs")
+# What a `PreprocessSpec` is made of where it is not given.
+_OF_PREPROCESS = ("img_size", "mean", "std", "crop_pct", "interpolation")
+
+
+def check_own(request: ModelRequest) -> None:
+    """Hold what is asked of a module of one's own against what can be asked of it; of a named model, that it is named.
+
+    Raises:
+        UsageError: Fields contradict one another.
+        InputError: The file of `model_from` does not exist.
+    """
+    if request.module is None and request.model_from is None:
+        if request.name is None and request.checkpoint is None:
+            raise UsageError(
+                "No model was given; give the name of one, or --checkpoint FILE that says which model it is of, or "
+                "--model-from for a module of your own."
+            )
+        if request.preprocess is not None:
+            raise UsageError(f"preprocess is for a module of one's own; for {request.name} give {_listed(_OF_PREPROCESS)}.")
+        return
+    if request.module is not None and request.model_from is not None:
+        raise UsageError("module and model_from exclude each other; give one of them.")
+    if given := [name for name in _OF_NAMED if getattr(request, name)]:
+        raise UsageError(f"{_listed(given)} cannot be asked of a module of one's own; it is taken as it is.")
+    if request.model_from is not None:
+        path, _ = split_model_from(request.model_from)
+        if not path.is_file():
+            raise InputError(f"{path} does not exist or is not a file; expected FILE.py:FUNCTION.")
+    else:
+        own_preprocess(request, None)
+
+
+def split_model_from(model_from: str) -> tuple[Path, str]:
+    """File and function of ``FILE.py:FUNCTION``.
+
+    Raises:
+        UsageError: It is not of that form.
+    """
+    file, _, function = model_from.rpartition(":")
+    if not file.endswith(".py") or not function.isidentifier():
+        raise UsageError(f"{model_from!r} is not FILE.py:FUNCTION, for example models.py:make_model.")
+    return Path(file), function
+
+
+def own_preprocess(request: ModelRequest, returned: PreprocessSpec | None) -> PreprocessSpec:
+    """The preprocessing of a module of one's own; nothing of it is guessed.
+
+    Args:
+        request: What was asked for.
+        returned: What the user's function returned beside the module.
+
+    Raises:
+        UsageError: It is not given, not wholly, or twice.
+    """
+    fields = [name for name in (*_OF_PREPROCESS, "crop_mode") if getattr(request, name) is not None]
+    given = request.preprocess or returned
+    if given is not None:
+        if fields:
+            raise UsageError(f"{_listed(fields)} and a PreprocessSpec were given; give one of both.")
+        return given
+    if missing := [name for name in _OF_PREPROCESS if name not in fields]:
+        raise UsageError(
+            f"A module of one's own does not say how pictures become its input: {_listed(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. Give a PreprocessSpec, or all of {_listed(_OF_PREPROCESS)}."
+        )
+    return _preprocess_of(request)
+
+
+def _preprocess_of(request: ModelRequest) -> PreprocessSpec:
+    size: Any = request.img_size
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    mean, std, channels = request.mean or (), request.std or (), request.in_chans or 3
+    return PreprocessSpec(
+        height=height,
+        width=width,
+        mean=mean * channels if len(mean) == 1 else mean,
+        std=std * channels if len(std) == 1 else std,
+        interpolation=str(request.interpolation),
+        crop_pct=float(request.crop_pct or 0),
+        crop_mode=request.crop_mode or "center",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]

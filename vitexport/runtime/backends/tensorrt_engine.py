@@ -7,6 +7,8 @@ first call into TensorRT, which may crash the process where there is none.
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitexport.artifacts import INPUT_NAME, Outputs, file_sha256
-from vitexport.errors import DeviceError, ToolchainError
+from vitexport.errors import DeviceError, ToolchainError, UsageError
 from vitexport.runtime.backends import EngineFacts
 from vitexport.runtime.backends.cuda import Buffers, Gpu, call, cuda_runtime, current_gpu, why_no_gpu
 from vitexport.runtime.backends.rtx_cache import RtxCache
@@ -84,6 +86,9 @@ class TensorRtBackend:
             raise ToolchainError(f"{title} cannot create an execution context on {self.gpu}: {reasons(self._logger)}")
         # Another library's work on the legacy default stream must not wait for this one, nor end what it records.
         self._stream = self._call("cudaStreamCreateWithFlags", NON_BLOCKING)
+        self._device = int(self._call("cudaGetDevice"))
+        # One context, one set of buffers and one graph: an execution context serves one caller at a time.
+        self._lock = threading.Lock()
         self._buffers = Buffers(self._cuda)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._graph: Any = None
@@ -98,6 +103,10 @@ class TensorRtBackend:
         Raises:
             ToolchainError: TensorRT refuses the shape or fails.
         """
+        with self._turn():
+            return self._run(images)
+
+    def _run(self, images: NDArray[np.float32]) -> Outputs:
         self._upload(images)
         self._enqueue()
         kinds = self._cuda.cudaMemcpyKind
@@ -115,6 +124,10 @@ class TensorRtBackend:
         Raises:
             ToolchainError: TensorRT refuses the shape or fails.
         """
+        with self._turn():
+            return self._gpu_time(images)
+
+    def _gpu_time(self, images: NDArray[np.float32]) -> float:
         self._upload(images)
         begin, end = self._call("cudaEventCreate"), self._call("cudaEventCreate")
         try:
@@ -146,6 +159,10 @@ class TensorRtBackend:
         Never fails: after an error of CUDA, of another library in this process too, every call of it does, and the system
         takes back what could not be freed.
         """
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         if self._stream is None:
             return
         stream, self._stream = self._stream, None
@@ -164,8 +181,24 @@ class TensorRtBackend:
             with contextlib.suppress(ToolchainError):
                 self._call("cudaStreamDestroy", stream)
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One caller at a time, each on the engine's device: in a new thread the first device is current."""
+        with self._lock:
+            before = int(self._call("cudaGetDevice"))
+            if before != self._device:
+                self._call("cudaSetDevice", self._device)
+            try:
+                yield
+            finally:
+                if before != self._device:
+                    with contextlib.suppress(ToolchainError):
+                        self._call("cudaSetDevice", before)
+
     def _upload(self, images: NDArray[np.float32]) -> None:
         """Bring `images` to the device, with room there for what becomes of them."""
+        if self._stream is None:
+            raise UsageError("The engine was closed; load the bundle again.")
         images = np.asarray(images, np.float32)
         if self._shapes.get(INPUT_NAME) != images.shape:
             self._take_shape(images.shape)
