@@ -368,6 +368,10 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
             f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
             f"{spec.height} x {spec.width} pixels), weights {weights}"
         )
+        if source.zero_shot is not None:
+            steps.append(f"make it a {source.zero_shot}")
+        elif request.model.classes is not None:
+            steps.append(f"embed {source.num_classes} class names with open_clip's text tower, for a zero-shot classifier")
     steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
     if "int8" in precisions and calibration is not None:
         steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")

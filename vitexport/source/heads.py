@@ -10,6 +10,7 @@ from torch import nn
 
 from vitexport.artifacts import OutputKind, OutputSpec
 from vitexport.errors import InputError, UsageError
+from vitexport.source import zero_shot
 from vitexport.source.request import Head, ModelRequest
 
 # What an output without a classifier is, by the number of its axes for one image.
@@ -50,9 +51,22 @@ class Exposed(nn.Module):
             last = () if self.head is None else _flat(self._end(trunk))
         else:
             last = _flat(self._whole(image))
+        if (classes := zero_shot.head_of(self.model)) is not None:
+            last = tuple(classes(tensor) for tensor in last)
         if self.softmax:
             last = tuple(torch.softmax(tensor, dim=-1) for tensor in last)
         return (*last, *maps)
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether logits come first: of the model's own classifier, or of class texts."""
+        return self.head == "classifier" or zero_shot.head_of(self.model) is not None
+
+    @property
+    def classes(self) -> int:
+        """Width of the logits."""
+        head = zero_shot.head_of(self.model)
+        return int(self.model.num_classes) if head is None else head.classes.out_features  # type: ignore[arg-type]
 
     def _whole(self, image: torch.Tensor) -> Any:
         if self.head in ("classifier", "none"):
@@ -72,7 +86,7 @@ class Exposed(nn.Module):
         for index, tensor in enumerate(outputs):
             shape = tuple(tensor.shape[1:])
             kind: OutputKind = KINDS.get(len(shape), "tokens")
-            if index < ends and self.head == "classifier":
+            if index < ends and self.names_classes:
                 kind = "probabilities" if self.softmax else "logits"
             name = kind if ends == 1 else f"{kind}_{index}"
             if index >= ends:
@@ -89,14 +103,16 @@ def expose(model: nn.Module, request: ModelRequest) -> Exposed:
     """
     classes = getattr(model, "num_classes", None)
     head = request.head
-    if head is None and not request.features:
+    if head is None and (request.zero_shot or not request.features):
         head = "classifier" if classes else "none"
+    if request.zero_shot and head == "classifier" and not classes:
+        head = "none"
     if head == "classifier" and not classes:
         raise UsageError(
             f"{request.name} has no classifier (num_classes is 0); give --num-classes and a checkpoint that has one, or "
             "leave out --head classifier for its embedding."
         )
-    if request.softmax and head != "classifier":
+    if request.softmax and head != "classifier" and not request.zero_shot:
         raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
     if request.features:
         _check_features(model, request)

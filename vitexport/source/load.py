@@ -11,15 +11,18 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from vitexport.artifacts import ModelSource, Product, num_classes
+from vitexport.artifacts import ModelSource, Product, ZeroShot, num_classes
+from vitexport.datasets import read_labels
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
-from vitexport.source import timm_models, torchvision_models
+from vitexport.source import timm_models, torchvision_models, zero_shot
 from vitexport.source.checkpoint import first_sentence, load_checkpoint
+from vitexport.source.class_files import read_class_embeddings
 from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
 from vitexport.source.heads import Exposed, expose
+from vitexport.source.open_clip_texts import find_text_model
 from vitexport.source.products import count_products
 from vitexport.source.request import ModelRequest, create_kwargs
 
@@ -59,6 +62,11 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
     labels, synsets = door.class_names(model, request)
     digest = _state_sha256(model)
     exposed = expose(model, request)
+    texts = None
+    if request.zero_shot:
+        zero_shot.check_tower(model, request, labels)
+        texts, labels = zero_shot.add_classes(exposed, request, (preprocess.height, preprocess.width), weights=weights)
+        synsets, digest = None, _with_texts(digest, texts)
     peak, products = _trial_run(exposed, preprocess, request.name)
     named = num_classes(exposed.specs) is not None
     return exposed, ModelSource(
@@ -77,7 +85,13 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         labels=labels if named else None,
         synsets=synsets if named else None,
         products=products,
+        zero_shot=texts,
     )
+
+
+def _with_texts(digest: str, texts: ZeroShot | None) -> str:
+    """The hash of the weights with that of the class embeddings; two classifiers of one tower are two models."""
+    return digest if texts is None else hashlib.sha256(f"{digest} {texts.sha256}".encode()).hexdigest()
 
 
 def _family(model: nn.Module, config: Mapping[str, Any]) -> str:
@@ -94,10 +108,16 @@ def check_available(request: ModelRequest) -> None:
     Raises:
         InputError: The name is unknown, or pretrained weights are asked for and cannot be had.
     """
+    zero_shot.check_request(request)
     door = torchvision_models if torchvision_models.is_ours(request.name) else timm_models
     door.check_name(request)
     if request.checkpoint is None and request.pretrained:
         door.check_hub(request.name)
+    if request.class_embeddings is not None:
+        read_class_embeddings(request.class_embeddings)
+    if request.classes is not None:
+        read_labels(request.classes)
+        find_text_model(request)
 
 
 def _weights_name(request: ModelRequest, config: Mapping[str, Any]) -> str:
@@ -183,10 +203,9 @@ def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> tuple[int, 
         for hook in hooks:
             hook.remove()
     exposed.specs = exposed.describe(outputs)
-    classes = getattr(exposed.model, "num_classes", None)
-    if exposed.head == "classifier" and exposed.specs[0].shape != (classes,):
+    if exposed.names_classes and exposed.specs[0].shape != (exposed.classes,):
         seen = [list(output.shape) for output in exposed.specs]
-        raise InputError(f"{name} returns {seen} for one image; expected logits of shape [{classes}].")
+        raise InputError(f"{name} returns {seen} for one image; expected logits of shape [{exposed.classes}].")
     return largest, count_products(exposed, image, lambda: make_exportable(exposed, image, outputs), prefix="model.")
 
 
