@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import onnx_ir as ir
 import pytest
 import timm
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY, Built
 from graphs import read
 from graphs import run as onnx_logits
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch.nn.functional import normalize
 
 from vitexport.artifacts import BatchRange, ModelSource, silent
+from vitexport.eager import pytorch_beside
 from vitexport.errors import InputError, MissingDependencyError, UsageError, VitexportError
 from vitexport.export import export_onnx
 from vitexport.pipeline import BuildRequest, plan, run
@@ -192,6 +194,25 @@ def test_the_exported_graph_computes_the_cosines(tmp_path: Path) -> None:
     np.testing.assert_allclose(onnx_logits(exported.path, IMAGES.numpy()), expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "request_", [CLIP, SIGLIP, dataclasses.replace(CLIP, head="features")], ids=["clip", "siglip", "wide"]
+)
+def test_it_is_timed_with_stand_ins_of_the_same_size(
+    request_: ModelRequest, embedding_bundle: Built, tmp_path: Path
+) -> None:
+    width = WIDTH if request_ is CLIP else 64
+    path = saved(tmp_path / "texts.npy", matrix(width=width))
+    _, source = load(dataclasses.replace(request_, class_embeddings=path, logit_scale=100.0, logit_bias=-10.0))
+    made = embedding_bundle.bundle.manifest
+    manifest = dataclasses.replace(
+        made, model=source.to_json(), outputs=source.outputs, preprocess=source.preprocess, labels=None
+    )
+    beside = pytorch_beside(manifest, gpu=False)
+    assert beside.skipped is None
+    (outputs,) = beside.contenders[0].run(np.zeros((2, 3, 32, 32), np.float32))  # type: ignore[misc, attr-defined]
+    assert outputs.shape == (2, CLASSES)
+
+
 # -- with open_clip itself ------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +298,24 @@ def test_a_siglips_logits_are_open_clips_own(siglips: Theirs, tmp_path: Path) ->
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert source.zero_shot is not None
     assert source.zero_shot.logit_bias == -10
+
+
+@needs_open_clip
+def test_the_file_of_the_page_is_read(open_clips: Theirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    page = (ROOT / "vitexport" / "source" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (open_clips.live, None, None))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: open_clips.tokenize)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - the page's own code
+    asked = dataclasses.replace(open_clips.request, open_clip=None, class_embeddings=tmp_path / "birds.npz")
+    found, source = logits(asked)
+    assert source.labels == ("robin", "wren", "jay")
+    monkeypatch.undo()
+    expected, _ = logits(dataclasses.replace(open_clips.request, classes=classes_file(tmp_path, source.labels)))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @needs_open_clip

@@ -148,6 +148,7 @@ class ZeroShot:
         origin: Name of the file of class embeddings, or open_clip's model and weights.
         sha256: Over the normalized embeddings, float32 [classes, channels], and their shape.
         logit_scale, logit_bias: As above; no bias is None.
+        head: What the image tower ends in, as ``--head`` names it.
         templates: Sentences that the class names were put into; empty where the embeddings were given.
     """
 
@@ -155,6 +156,7 @@ class ZeroShot:
     sha256: str
     logit_scale: float
     logit_bias: float | None = None
+    head: str
     templates: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -301,6 +301,7 @@ def add_classes(
         sha256=hashlib.sha256(f"{stored.shape}".encode() + stored.tobytes()).hexdigest(),
         logit_scale=scale,
         logit_bias=bias,
+        head=exposed.head,
         templates=templates_of(request),
     )
     return record, given.names
@@ -322,6 +323,19 @@ def attach_stand_in(model: nn.Module, classes: int, width: int) -> None:
     """Put random classes into `model`: for a plan, which computes no texts, and for timing."""
     values = np.random.default_rng(0).standard_normal((classes, width))
     model.add_module(CHILD, ZeroShotHead(values / np.linalg.norm(values, axis=1, keepdims=True), CLIP_SCALE, 0.0))
+
+
+def add_stand_in(exposed: Any, classes: int, size: tuple[int, int], *, softmax: bool) -> int:
+    """Make a classifier with random classes of a `vitexport.source.heads.Exposed` that returns an embedding.
+
+    Returns:
+        How many parameters it gained.
+    """
+    attach_stand_in(exposed.model, classes, width_of(exposed.model, exposed.head))
+    exposed.softmax = softmax
+    with torch.inference_mode():
+        exposed.specs = exposed.describe(exposed(torch.zeros(1, 3, *size)))
+    return sum(tensor.numel() for tensor in exposed.model.get_submodule(CHILD).state_dict().values())
 
 
 def _architecture(model: Any, name: str) -> str:
