@@ -111,7 +111,7 @@ def _from_timm_name(open_clip: Any, request: ModelRequest) -> TextModel:
     """open_clip and timm have one file on the hub for both towers; where they name the same, the models are the same."""
     repository = ""
     if request.pretrained and request.checkpoint is None:
-        repository = _repository(request.name)
+        repository = _repository(str(request.name))
     matches = [
         (name, tag)
         for name, tag in open_clip.list_pretrained()

@@ -292,8 +292,8 @@ def add_classes(
         given = read_class_embeddings(request.class_embeddings)
     else:
         raise UsageError("A zero-shot classifier needs --class-embeddings FILE or --classes FILE.")
-    given = settle(given, width, request.name)
-    scale, bias = scale_and_bias(given, request, _architecture(model, request.name))
+    given = settle(given, width, str(request.name))
+    scale, bias = scale_and_bias(given, request, _architecture(model, str(request.name)))
     model.add_module(CHILD, ZeroShotHead(given.values, scale, bias or 0.0))
     stored = np.ascontiguousarray(given.values, np.float32)
     record = ZeroShot(
