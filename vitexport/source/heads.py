@@ -101,19 +101,35 @@ def expose(model: nn.Module, request: ModelRequest) -> Exposed:
     Raises:
         UsageError: The options contradict one another or the model.
     """
+    if request.zero_shot:
+        return _image_tower(model, request)
     classes = getattr(model, "num_classes", None)
     head = request.head
-    if head is None and (request.zero_shot or not request.features):
+    if head is None and not request.features:
         head = "classifier" if classes else "none"
-    if request.zero_shot and head == "classifier" and not classes:
-        head = "none"
     if head == "classifier" and not classes:
         raise UsageError(
             f"{request.name} has no classifier (num_classes is 0); give --num-classes and a checkpoint that has one, or "
             "leave out --head classifier for its embedding."
         )
-    if request.softmax and head != "classifier" and not request.zero_shot:
+    if request.softmax and head != "classifier":
         raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
+    if request.features:
+        _check_features(model, request)
+    if head == "none" and classes and not request.features:
+        model.reset_classifier(0)  # type: ignore[operator]
+    return Exposed(model, head, request.features, softmax=request.softmax).eval()
+
+
+def _image_tower(model: nn.Module, request: ModelRequest) -> Exposed:
+    """`model` with the embedding at its end that class texts are compared with: by default its own output.
+
+    timm has the projection of a CLIP's image tower as the classifier of a network.
+    """
+    classes = getattr(model, "num_classes", None)
+    head = request.head
+    if head in (None, "classifier"):
+        head = "classifier" if classes else "none"
     if request.features:
         _check_features(model, request)
     if head == "none" and classes and not request.features:
