@@ -96,7 +96,7 @@ def _same_architecture(manifest: Manifest) -> nn.Module | str:
         module, source = load(request, weights=False)
     parameters = source.parameters
     if texts is not None:
-        parameters += add_stand_in(module, manifest.num_classes or 0, (spec.height, spec.width), softmax=softmax)
+        parameters += add_stand_in(module, manifest.outputs[0].shape[0], (spec.height, spec.width), softmax=softmax)
     seen = (parameters, source.preprocess.height, source.preprocess.width, [output.shape for output in module.specs])
     wanted = (made["parameters"], spec.height, spec.width, [output.shape for output in manifest.outputs])
     if seen != wanted:
