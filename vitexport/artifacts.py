@@ -190,6 +190,31 @@ class Product:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroShot:
+    """How class texts became the classifier of an image tower: logits are ``logit_scale * cosine + logit_bias``.
+
+    Attributes:
+        origin: Name of the file of class embeddings, or open_clip's model and weights.
+        sha256: Over the normalized embeddings, float32 [classes, channels], and their shape.
+        logit_scale, logit_bias: As above; no bias is None.
+        head: What the image tower ends in, as ``--head`` names it.
+        templates: Sentences that the class names were put into; empty where the embeddings were given.
+    """
+
+    origin: str
+    sha256: str
+    logit_scale: float
+    logit_bias: float | None = None
+    head: str
+    templates: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """For example ``zero-shot classifier: 100 x cosine with the class embeddings of birds.npy``."""
+        bias = "" if self.logit_bias is None else f" {'-' if self.logit_bias < 0 else '+'} {abs(self.logit_bias):g}"
+        return f"zero-shot classifier: {self.logit_scale:g} x cosine{bias} with the class embeddings of {self.origin}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """Where the model came from.
 
@@ -211,6 +236,7 @@ class ModelSource:
         products: Its matrix products and convolutions, in the order in which they are computed.
         loading: What was done to load a checkpoint, in a line; None without one.
         notes: What the user should know of how file and options were brought together.
+        zero_shot: How class texts became its classifier; None of a model that has its own.
     """
 
     name: str
@@ -231,6 +257,7 @@ class ModelSource:
     products: tuple[Product, ...] = ()
     loading: str | None = None
     notes: tuple[str, ...] = ()
+    zero_shot: ZeroShot | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest; preprocessing and labels have places of their own there, products none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vitexport.bundle import Manifest
 from vitexport.errors import ToolchainError, VitexportError
 from vitexport.quiet import quiet
 from vitexport.source import ModelRequest, load
+from vitexport.source.zero_shot import add_stand_in
 from vitexport.validate.bench import Beside, Contender
 from vitexport.validate.bench_table import PYTORCH
 
@@ -86,13 +87,21 @@ def _same_architecture(manifest: Manifest) -> nn.Module | str:
         head = "features"
     elif "tokens" in kinds:
         head = "tokens"
+    texts: Mapping[str, Any] | None = made.get("zero_shot")
+    if texts is not None:
+        head = str(texts["head"])
     kwargs: dict[str, Any] = {"pretrained": False, "kwargs": dict(made.get("kwargs", {})), "features": features}
     spec = manifest.preprocess
+    softmax = "probabilities" in kinds
     with quiet("timm"):
-        softmax = "probabilities" in kinds
-        request = ModelRequest(name=name, head=head, task=manifest.task, softmax=softmax, **kwargs)  # type: ignore[arg-type]
+        task = None if texts is not None else manifest.task
+        own = softmax and texts is None
+        request = ModelRequest(name=name, head=head, task=task, softmax=own, **kwargs)  # type: ignore[arg-type]
         module, source = load(request, weights=False)
-    seen = (source.parameters, source.preprocess.height, source.preprocess.width, [output.shape for output in module.specs])
+    parameters = source.parameters
+    if texts is not None:
+        parameters += add_stand_in(module, manifest.outputs[0].shape[0], (spec.height, spec.width), softmax=softmax)
+    seen = (parameters, source.preprocess.height, source.preprocess.width, [output.shape for output in module.specs])
     wanted = (made["parameters"], spec.height, spec.width, [output.shape for output in manifest.outputs])
     if seen != wanted:
         return (

@@ -205,6 +205,38 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "classifier of width 1 needs it.",
     ),
     click.option("--softmax", is_flag=True, help="Probabilities instead of logits, computed in the graph."),
+    click.option(
+        "--class-embeddings",
+        type=PATH,
+        metavar="FILE",
+        help="Text embeddings, one for each class, that make a zero-shot classifier of an image tower: .npy, .npz, "
+        ".safetensors or .pt.",
+    ),
+    click.option(
+        "--classes",
+        type=PATH,
+        metavar="FILE",
+        help="Class names, one a line, for a zero-shot classifier; open_clip's text tower embeds them.",
+    ),
+    click.option(
+        "--template",
+        "templates",
+        multiple=True,
+        metavar="TEXT",
+        help="Sentence with {} for the class name; repeatable (default: 'a photo of a {}.').",
+    ),
+    click.option(
+        "--open-clip",
+        metavar="MODEL:WEIGHTS",
+        help="open_clip's model for --classes, with a pretrained tag or a file (default: told from the timm name).",
+    ),
+    click.option(
+        "--logit-scale",
+        type=float,
+        metavar="FACTOR",
+        help="What a zero-shot classifier multiplies the cosine with (default: as recorded; 100 for a CLIP).",
+    ),
+    click.option("--logit-bias", type=float, metavar="BIAS", help="What it adds (default: as recorded)."),
     click.option("--mean", type=Numbers(), help="Mean of each channel, for values of 0 to 1 (default: the model's own)."),
     click.option("--std", type=Numbers(), help="Standard deviation of each channel (default: the model's own)."),
     click.option("--crop-pct", type=float, metavar="SHARE", help="Share of the resized image that is kept."),

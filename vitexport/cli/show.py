@@ -304,6 +304,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
             f"{model['name']} ({model['parameters'] / 1e6:.1f} million parameters, {describe_outputs(manifest.outputs)})",
         ),
         ("weights", f"{model['weights']}, sha256 {str(model['weights_sha256'])[:16]}…"),
+        *_zero_shot(model.get("zero_shot")),
         ("target", f"{manifest.target.name} ({manifest.target.id}), {_stack(manifest.target)}"),
         ("precision", manifest.precision),
         ("batch", str(manifest.batch)),
@@ -342,6 +343,15 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
 def _task(manifest: Manifest) -> str:
     threshold = f", a label is true from {manifest.threshold:g} on" if manifest.task == "multi-label" else ""
     return f"{manifest.task}{threshold}"
+
+
+def _zero_shot(texts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The row that says how class texts became the classifier; none of a model that has its own."""
+    if texts is None:
+        return []
+    sentences = "".join(f", {template!r}" for template in texts["templates"])
+    bias = "" if texts["logit_bias"] is None else f", bias {texts['logit_bias']:g}"
+    return [("zero-shot", f"class embeddings of {texts['origin']}{sentences}, scale {texts['logit_scale']:g}{bias}")]
 
 
 def comparison_table(comparison: Comparison) -> Table:

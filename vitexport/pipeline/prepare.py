@@ -567,19 +567,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     data: ImageSet | None,
     out: Path | None,
 ) -> tuple[str, ...]:
-    steps = []
-    if source is not None:
-        spec = source.preprocess
-        own = request.model.module is not None or request.model.model_from is not None
-        pretrained = request.model.pretrained and request.model.checkpoint is None and not own
-        weights = "pretrained" if pretrained else source.weights
-        steps.append(
-            f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
-            f"{spec.height} x {spec.width} pixels{_CHANNELS.get(spec.channels, f', {spec.channels} channels')}), "
-            f"weights {weights}"
-        )
-        if source.loading is not None:
-            steps[-1] += f": {source.loading}"
+    steps = _loading_steps(request, source) if source is not None else []
     steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
     if "int8" in precisions and calibration is not None:
         steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")
@@ -598,3 +586,23 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
         steps.append("put the preprocessing into a graph of its own, and hold it against Pillow's")
     steps.append(f"write the bundle {out}")
     return tuple(steps)
+
+
+def _loading_steps(request: BuildRequest, source: ModelSource) -> list[str]:
+    """How the model comes to be."""
+    spec = source.preprocess
+    own = request.model.module is not None or request.model.model_from is not None
+    pretrained = request.model.pretrained and request.model.checkpoint is None and not own
+    weights = "pretrained" if pretrained else source.weights
+    steps = [
+        f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
+        f"{spec.height} x {spec.width} pixels{_CHANNELS.get(spec.channels, f', {spec.channels} channels')}), "
+        f"weights {weights}"
+    ]
+    if source.loading is not None:
+        steps[-1] += f": {source.loading}"
+    if source.zero_shot is not None:
+        steps.append(f"make it a {source.zero_shot}")
+    elif request.model.classes is not None:
+        steps.append(f"embed {source.num_classes} class names with open_clip's text tower, for a zero-shot classifier")
+    return steps

@@ -10,6 +10,7 @@ from torch import nn
 
 from vitexport.artifacts import OutputKind, OutputSpec, Task
 from vitexport.errors import InputError, UsageError
+from vitexport.source import zero_shot
 from vitexport.source.request import Head, ModelRequest, check_outputs
 from vitexport.source.tasks import check_request, check_softmax, decide_task, head_of
 
@@ -67,9 +68,22 @@ class Exposed(nn.Module):
             last = () if self.head is None else _flat(self._end(trunk))
         else:
             last = _flat(self._whole(image))
+        if (classes := zero_shot.head_of(self.model)) is not None:
+            last = tuple(classes(tensor) for tensor in last)
         if self.softmax:
             last = tuple(torch.softmax(tensor, dim=-1) for tensor in last)
         return (*last, *maps)
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether logits come first: of the model's own classifier, or of class texts."""
+        return self.head == "classifier" or zero_shot.head_of(self.model) is not None
+
+    @property
+    def classes(self) -> int:
+        """Width of the logits."""
+        head = zero_shot.head_of(self.model)
+        return int(self.model.num_classes) if head is None else head.classes.out_features  # type: ignore[arg-type]
 
     def _whole(self, image: torch.Tensor) -> Any:
         if self.head in ("classifier", "none"):
@@ -90,7 +104,7 @@ class Exposed(nn.Module):
             shape = tuple(tensor.shape[1:])
             kind: OutputKind = KINDS.get(len(shape), "tokens")
             name = str(kind)
-            if index < ends and self.head == "classifier":
+            if index < ends and self.names_classes:
                 kind, name = ("probabilities", "probabilities") if self.softmax else ANSWERS[self.task]
             name = name if ends == 1 else f"{name}_{index}"
             if index >= ends:
@@ -110,6 +124,8 @@ def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None
     Raises:
         UsageError: The options contradict one another or the model.
     """
+    if request.zero_shot:
+        return _image_tower(model, request)
     classes = getattr(model, "num_classes", None)
     check_request(request)
     head = head_of(request, classes)
@@ -129,6 +145,23 @@ def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None
     if head == "none" and classes and not request.features:
         model.reset_classifier(0)  # type: ignore[operator]
     return Exposed(model, head, request.features, task=task, softmax=request.softmax).eval()
+
+
+def _image_tower(model: nn.Module, request: ModelRequest) -> Exposed:
+    """`model` with the embedding at its end that class texts are compared with: by default its own output.
+
+    timm has the projection of a CLIP's image tower as the classifier of a network.
+    """
+    classes = getattr(model, "num_classes", None)
+    head = request.head
+    if head in (None, "classifier"):
+        head = "classifier" if classes else "none"
+    check_outputs(request)
+    if request.features and not hasattr(model, "forward_intermediates"):
+        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
+    if head == "none" and classes and not request.features:
+        model.reset_classifier(0)  # type: ignore[operator]
+    return Exposed(model, head, request.features, softmax=request.softmax).eval()
 
 
 def takes_other_sizes(exposed: Exposed) -> bool:

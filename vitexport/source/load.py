@@ -13,15 +13,18 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from vitexport.artifacts import ModelSource, Product, num_names
+from vitexport.artifacts import ModelSource, Product, ZeroShot, num_names
 from vitexport.errors import InputError, UsageError
+from vitexport.labels import read_labels
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quiet import quiet
-from vitexport.source import own_module, timm_models, torchvision_models
+from vitexport.source import own_module, timm_models, torchvision_models, zero_shot
 from vitexport.source.checkpoint import LOCAL, Checkpoint, load_checkpoint, open_checkpoint
+from vitexport.source.class_files import read_class_embeddings
 from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
 from vitexport.source.heads import Exposed, expose
+from vitexport.source.open_clip_texts import find_text_model
 from vitexport.source.products import count_products
 from vitexport.source.request import ModelRequest, create_kwargs
 from vitexport.source.weights_file import first_sentence
@@ -65,6 +68,11 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
     digest = _state_sha256(model)
     recorded = made.checkpoint.record.task if made.checkpoint is not None else None
     exposed = expose(model, completed, recorded)
+    texts = None
+    if completed.zero_shot:
+        zero_shot.check_tower(model, completed, labels)
+        texts, labels = zero_shot.add_classes(exposed, completed, (preprocess.height, preprocess.width), weights=weights)
+        synsets, digest = None, _with_texts(digest, texts)
     peak, products = _trial_run(exposed, preprocess, name)
     named = num_names(exposed.specs) is not None
     return exposed, ModelSource(
@@ -86,6 +94,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         products=products,
         loading=made.loading,
         notes=made.notes,
+        zero_shot=texts,
     )
 
 
@@ -129,6 +138,11 @@ def _class_names(
     return (labels if fits else None), None
 
 
+def _with_texts(digest: str, texts: ZeroShot | None) -> str:
+    """The hash of the weights with that of the class embeddings; two classifiers of one tower are two models."""
+    return digest if texts is None else hashlib.sha256(f"{digest} {texts.sha256}".encode()).hexdigest()
+
+
 def _family(model: nn.Module, config: Mapping[str, Any]) -> str:
     """The module that registers the architecture: MobileViT's classes, for one, are those of a convolutional network."""
     architecture = str(config.get("architecture") or "")
@@ -143,6 +157,7 @@ def check_available(request: ModelRequest) -> None:
     Raises:
         InputError: The name is unknown, or pretrained weights are asked for and cannot be had.
     """
+    zero_shot.check_request(request)
     if request.name is None:
         if request.checkpoint is None:
             raise UsageError(
@@ -153,6 +168,11 @@ def check_available(request: ModelRequest) -> None:
     door.check_name(request.name)
     if request.checkpoint is None and request.pretrained:
         door.check_hub(request.name)
+    if request.class_embeddings is not None:
+        read_class_embeddings(request.class_embeddings)
+    if request.classes is not None:
+        read_labels(request.classes)
+        find_text_model(request)
 
 
 def _weights_name(request: ModelRequest, config: Mapping[str, Any]) -> str:
@@ -240,10 +260,9 @@ def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> tuple[int, 
         for hook in hooks:
             hook.remove()
     exposed.specs = exposed.describe(outputs)
-    classes = getattr(exposed.model, "num_classes", None)
-    if exposed.head == "classifier" and exposed.specs[0].shape != (classes,):
+    if exposed.names_classes and exposed.specs[0].shape != (exposed.classes,):
         seen = [list(output.shape) for output in exposed.specs]
-        raise InputError(f"{name} returns {seen} for one image; expected logits of shape [{classes}].")
+        raise InputError(f"{name} returns {seen} for one image; expected logits of shape [{exposed.classes}].")
     return largest, count_products(exposed, image, lambda: make_exportable(exposed, image, outputs), prefix="model.")
 
 

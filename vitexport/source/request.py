@@ -36,6 +36,13 @@ class ModelRequest:
         task: What the model is for; None for what the checkpoint's file says, else ``classification`` of a classifier with
             two or more outputs and ``embedding`` of a model without one. ``embedding`` takes ``features`` as `head`.
         softmax: Probabilities in the place of the logits.
+        class_embeddings: File with one text embedding for each class, which make a zero-shot classifier of an image tower.
+        classes: File with the class names, embedded by open_clip's text tower; instead of `class_embeddings`.
+        templates: Sentences around a class name, which {} stands for; a class is the mean over all of them.
+        open_clip: open_clip's name of the model whose text tower embeds `classes`, as ``MODEL:TAG``, ``MODEL:FILE``,
+            ``local-dir:…`` or ``hf-hub:…``; None tells it from `name`.
+        logit_scale, logit_bias: What the cosine of image and class is multiplied with, and what is added; None for what the
+            file or the text tower says.
         mean, std, crop_pct, crop_mode, interpolation: Overrides of the model's data config; `mean` and `std` are one value
             for all channels or one for each.
         seed: For weights that are not loaded.
@@ -59,6 +66,12 @@ class ModelRequest:
     features: tuple[int, ...] = ()
     task: Task | None = None
     softmax: bool = False
+    class_embeddings: Path | None = None
+    classes: Path | None = None
+    templates: tuple[str, ...] = ()
+    open_clip: str | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
@@ -69,6 +82,11 @@ class ModelRequest:
     module: Any = None
     model_from: str | None = None
     preprocess: PreprocessSpec | None = None
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether class texts make the classifier."""
+        return self.class_embeddings is not None or self.classes is not None
 
 
 # Arguments of timm.create_model that vitexport has options for, or whose result it cannot vouch for.

@@ -59,15 +59,24 @@ def check_hub(name: str) -> None:
     repository = name.partition(":")[2] if ":" in name else (_pretrained_config(name).get("hf_hub_id") or "")
     if not repository:
         raise InputError(f"timm has no pretrained weights for {name}. {WAYS_OUT}")
-    if "/" in repository and _is_cached(repository.partition("@")[0]):
+    if "/" in repository and is_cached(repository.partition("@")[0]):
         return
+    check_reachable(f"The pretrained weights of {name}", WAYS_OUT)
+
+
+def check_reachable(what: str, ways_out: str) -> None:
+    """Refuse in seconds when the hub does not answer.
+
+    Raises:
+        InputError: It does not; the message begins with `what` and ends in `ways_out`.
+    """
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
     except Exception as error:  # noqa: BLE001
         # The HTTP library behind the client changed twice; whatever it raises here means: no answer.
         raise InputError(
-            f"The pretrained weights of {name} are not in the local cache and the model hub cannot be reached "
-            f"({type(error).__name__}: {error}). {WAYS_OUT}"
+            f"{what} are not in the local cache and the model hub cannot be reached ({type(error).__name__}: "
+            f"{error}). {ways_out}"
         ) from None
 
 
@@ -78,7 +87,8 @@ def _pretrained_config(name: str) -> Mapping[str, Any]:
     return {**data, "hf_hub_id": f"timm/{name}" if hub_id == "timm/" else hub_id}
 
 
-def _is_cached(repository: str) -> bool:
+def is_cached(repository: str) -> bool:
+    """Whether the weights of a repository of the hub are on this machine."""
     names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     return any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in names)
 
