@@ -594,13 +594,12 @@ def _loading_steps(request: BuildRequest, source: ModelSource) -> list[str]:
     own = request.model.module is not None or request.model.model_from is not None
     pretrained = request.model.pretrained and request.model.checkpoint is None and not own
     weights = "pretrained" if pretrained else source.weights
-    steps = [
+    loading = (
         f"load {source.name} ({source.parameters / 1e6:.1f} million parameters, {describe_outputs(source.outputs)}, "
         f"{spec.height} x {spec.width} pixels{_CHANNELS.get(spec.channels, f', {spec.channels} channels')}), "
         f"weights {weights}"
-    ]
-    if source.loading is not None:
-        steps[-1] += f": {source.loading}"
+    )
+    steps = [loading if source.loading is None else f"{loading}: {source.loading}"]
     if source.zero_shot is not None:
         steps.append(f"make it a {source.zero_shot}")
     elif request.model.classes is not None:
