@@ -349,8 +349,8 @@ def test_model_from_runs_the_file_that_was_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("vit_tiny_patch16_224", "--model-from", "x.py:f"), 2, "and not both"),
-        ((), 2, "Give MODEL"),
+        (("vit_tiny_patch16_224", "--model-from", "x.py:f"), 2, "exclude each other"),
+        ((), 2, "No model was given"),
         (("--model-from", "x.txt:f"), 2, "is not FILE.py:FUNCTION"),
         (("--model-from", "nowhere.py:f"), 3, "does not exist"),
     ],

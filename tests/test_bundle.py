@@ -20,7 +20,7 @@ from graphs import LOGITS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitexport.artifacts import BatchRange, OutputSpec, Precision
+from vitexport.artifacts import DEFAULT_THRESHOLD, BatchRange, OutputSpec, Precision, task_of
 from vitexport.bundle import (
     GOLDEN_PIXELS,
     MANIFEST,
@@ -81,7 +81,8 @@ def make_manifest(**changes: Any) -> Manifest:
         "recipe": None,
         "files": {},
     }
-    return Manifest(**(values | changes))
+    values |= changes
+    return Manifest(**({"task": task_of(values["outputs"]), "threshold": DEFAULT_THRESHOLD} | values))
 
 
 def fill(folder: Path, **changes: Any) -> Path:
@@ -334,6 +335,8 @@ manifests = st.builds(
     precision=st.sampled_from(["fp32", "fp16"]),
     batch=st.sampled_from(["1", "8", "1:4:8", "2:2:3"]).map(BatchRange.parse),
     preprocess=st.just(SPEC),
+    task=st.just("classification"),
+    threshold=st.floats(0.01, 0.99),
     labels=st.none() | st.tuples(texts, texts, texts),
     synsets=st.none() | st.tuples(texts, texts, texts),
     outputs=st.sampled_from([(THREE_CLASSES,), (THREE_CLASSES, EMBEDDING), (FEATURE, THREE_CLASSES)]),
@@ -401,6 +404,9 @@ def test_a_model_without_what_reports_show_is_refused(key: str, value: object, t
         {"outputs": (THREE_CLASSES, classes(name="probabilities", kind="probabilities"))},
         {"outputs": (classes(shape=(10**9,)),), "labels": None},
         {"outputs": (EMBEDDING,)},
+        {"task": "multi-label"},
+        {"threshold": 0},
+        {"threshold": 1.0},
         {"recipe": RECIPE},
         {"precision": "int8"},
         {"precision": "int8", "recipe": {**RECIPE, "layers": None}},
@@ -441,7 +447,12 @@ def without_classes(folder: Path) -> dict[str, np.typing.NDArray[np.float32]]:
         np.save(folder / "golden" / f"{name}.npy", values)
     files = {"onnx": "model.onnx", "golden_pixels": GOLDEN_PIXELS}
     artifacts = files | {f"golden_{name}": f"golden/{name}.npy" for name in outputs}
-    changes: dict[str, Any] = {"outputs": (EMBEDDING, FEATURE), "labels": None, "artifacts": artifacts}
+    changes: dict[str, Any] = {
+        "outputs": (EMBEDDING, FEATURE),
+        "task": "embedding",
+        "labels": None,
+        "artifacts": artifacts,
+    }
     write_manifest(folder, make_manifest(files=hash_files(folder), **changes))
     return outputs
 

@@ -27,8 +27,9 @@ def request_checks(request: BuildRequest) -> Iterator[Callable[[], object]]:
     if data is not None:
         yield lambda: _check_data(data)
     if labels is not None:
-        # One logit takes the names of two classes.
-        yield lambda: read_labels(labels, None if model.num_classes == 1 else model.num_classes)
+        # One logit takes the names of two classes, and an embedding has none.
+        counts = model.num_classes != 1 and model.head in (None, "classifier") and not model.features
+        yield lambda: read_labels(labels, model.num_classes if counts else None)
 
 
 def _check_preprocess(model: ModelRequest) -> None:
