@@ -56,7 +56,7 @@ def refusals(folder: Path) -> list[tuple[Sequence[str], int, str]]:
         ((*CPU, "--placement", "B", "--calibration", str(CALIBRATION)), 2, "TensorRT's"),
         ((*CPU, "--observer", "percentile:7x"), 2, "percentile"),
         ((*CPU, "--include", "("), 2, "'('"),
-        ((*CPU, "--max-drop", "-1"), 2, "0 or more points"),
+        ((*CPU, "--max-drop", "-1"), 2, "0 or more"),
         ((*CPU, "--crop-pct", "0.05"), 2, "at least 0.1"),
         ((*CPU, "--interpolation", "best"), 2, "Interpolation 'best' is unknown"),
         ((*CPU, "--features", "1,0"), 2, "in rising order"),
