@@ -349,7 +349,7 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
         (("build", *TINY_WORDS, "--target", "cpu", "--features", "0", "--head", "none"), 2, ("give --features alone",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--head", "neck"), 2, ("--head", "'neck'")),
         (("build", *TINY_WORDS, "--target", "cpu", "--head", "tokens", "--softmax"), 2, ("no classifier is asked for",)),
-        (("build", *TINY_WORDS, "--target", "cpu", "--min-cosine", "1.5"), 2, ("a cosine of 0 to 1",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--min-cosine", "1.5"), 2, ("--min-cosine is 1.5; it must be 0 to 1",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--head", "none", "--data", VALIDATION), 2, ("returns embedding",)),
         (("build", "torchvision:vit_b_17", "--target", "cpu"), 3, ("it has vit_b_16",)),
         (("predict", ROOT / "nowhere", DIGIT), 3, ("does not exist",)),
