@@ -139,7 +139,8 @@ def check_outputs(request: ModelRequest) -> None:
         UsageError: They contradict one another.
     """
     head, features = request.head, request.features
-    if request.softmax and (head not in (None, "classifier") or (head is None and features)):
+    # Class texts make a classifier of any embedding.
+    if request.softmax and not request.zero_shot and (head not in (None, "classifier") or (head is None and features)):
         raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
     if not features:
         return
