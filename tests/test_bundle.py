@@ -704,7 +704,7 @@ def test_parents_made_before_one_that_cannot_be_made_go_again(tmp_path: Path, mo
 
 
 def test_a_bundle_is_replaced_only_with_force(tiny: Path) -> None:
-    with pytest.raises(InputError, match="give --force to replace it"):
+    with pytest.raises(InputError, match="give `force` to replace it"):
         stage(tiny, never)
     stage(tiny, lambda folder: (folder / "new").touch(), force=True)
     assert listed(tiny) == {"new"}

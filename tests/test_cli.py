@@ -290,7 +290,7 @@ def test_plan_tells_every_problem_and_runs_nothing(vitexport: Command, tmp_path:
         "--data", tmp_path / "none", "-o", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 2
-    for fragment in ("no INT8 tensor cores", "--calibration DIR", "2 names", "problems"):
+    for fragment in ("no INT8 tensor cores", "--calibration", "2 names", "problems"):
         assert fragment in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
 
@@ -317,10 +317,10 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
     [
         (("build", "vit_nope", "--target", "cpu"), 3, ("no model named 'vit_nope'",)),
         (("build", "resnet18", "--no-pretrained", "--target", "cpu"), 3, ("not a Vision Transformer",)),
-        (("build", "vit_tiny_patch16_224", "--target", "cpu"), 3, ("--checkpoint FILE", "--no-pretrained")),
+        (("build", "vit_tiny_patch16_224", "--target", "cpu"), 3, ("--checkpoint", "--no-pretrained")),
         (("build", "vit_tiny_patch16_224"), 2, ("--target",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--precision", "fp16"), 2, ("fp16 is not available",)),
-        (("build", *TINY_WORDS, "--target", "cpu", "--precision", "int8"), 2, ("--calibration DIR",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--precision", "int8"), 2, ("give --calibration",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--batch", "8:1"), 2, ("minimum:optimum:maximum",)),
         (("build", *TINY_WORDS, "--target", "l4", "--jetpack", "6.2"), 2, ("JetPack",)),
         (
@@ -340,7 +340,7 @@ def test_targets_lists_and_describes(vitexport: Command) -> None:
         (("build", *TINY_WORDS, "--target", "cpu", "--seed", "-1"), 2, ("--seed", "0<=x<=4294967295")),
         (("build", *TINY_WORDS, "--target", "cpu", "--seed", "4294967296"), 2, ("--seed",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--crop-pct", "0.05"), 2, ("at least 0.1",)),
-        (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "checkpoint_path=w.pth"), 2, ("--checkpoint FILE",)),
+        (("build", *TINY_WORDS, "--target", "cpu", "--model-kwarg", "checkpoint_path=w.pth"), 2, ("use --checkpoint",)),
         (("build", *TINY_WORDS, "--target", "cpu", "-o", "."), 3, ("the current folder",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--features", "0,x"), 2, ("is not a list of block numbers",)),
         (("build", *TINY_WORDS, "--target", "cpu", "--features", "-1"), 2, ("is not a list of block numbers",)),

@@ -226,7 +226,7 @@ def test_without_labels_the_sorted_folders_are_the_classes(tmp_path: Path) -> No
 def test_without_labels_another_number_of_folders_is_refused(classes: int, tmp_path: Path) -> None:
     for name in "abc":
         put_many(tmp_path / name, 1)
-    with pytest.raises(InputError, match=rf"3 class folders, but the model has {classes} classes.*--labels"):
+    with pytest.raises(InputError, match=rf"3 class folders, but the model has {classes} classes.*`labels`"):
         open_labelled(tmp_path, labels=None, synsets=None, classes=classes)
 
 

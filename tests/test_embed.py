@@ -111,7 +111,7 @@ def test_what_differs_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_tensorrt_takes_no_picture(tmp_path: Path) -> None:
     request = BuildRequest(model=TINY, target="jetson-orin-nano-8gb", embed_preprocess=True, out=tmp_path / "out")
-    with pytest.raises(UsageError, match="--embed-preprocess is for ONNX Runtime"):
+    with pytest.raises(UsageError, match="`embed_preprocess` is for ONNX Runtime"):
         run(request, silent)
 
 

@@ -157,7 +157,7 @@ def test_tokens_and_maps_of_a_hierarchical_model_are_in_one_order(request_: Mode
         ({"features": (1, 0)}, r"--features 1,0: give each index once, in rising order"),
         ({"features": (0, 0)}, r"--features 0,0: give each index once"),
         ({"features": (0,), "head": "none"}, r"--features with --head none: give --features alone, or with"),
-        ({"head": "classifier", "num_classes": 0}, r"has no classifier \(num_classes is 0\); give --num-classes"),
+        ({"head": "classifier", "num_classes": 0}, r"has no classifier \(num_classes is 0\); give `num_classes`"),
     ],
     ids=str,
 )
@@ -172,7 +172,7 @@ def test_a_feature_beyond_the_last_block_is_refused() -> None:
 
 
 def test_a_model_without_intermediate_features_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"--features: timm's Linear has no forward_intermediates; choose another model"):
+    with pytest.raises(UsageError, match=r"`features`: timm's Linear has no forward_intermediates; choose another model"):
         expose(nn.Linear(2, 2), asked(features=(0,)))
 
 
@@ -290,5 +290,5 @@ def test_hiera_gives_its_head_beside_maps_of_early_stages() -> None:
 
 
 def test_features_are_counted_from_the_front() -> None:
-    with pytest.raises(UsageError, match=r"--features -1,2: count blocks or stages from 0"):
+    with pytest.raises(UsageError, match=r"`features=-1,2`: count blocks or stages from 0"):
         load(asked(features=(-1, 2)))

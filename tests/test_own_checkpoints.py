@@ -60,9 +60,9 @@ def test_what_was_done_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ema", "keys", "message"),
     [
-        (True, ("state_dict",), r"--ema: checkpoint .* holds no averaged weights; it has state_dict \(20 tensors\)"),
-        (False, ("state_dict_ema",), r"--no-ema: checkpoint .* holds averaged weights only \(state_dict_ema\)"),
-        (None, ("student", "teacher"), r"several sets of weights: student, teacher\. Choose one with --checkpoint-key"),
+        (True, ("state_dict",), r"`ema`: checkpoint .* holds no averaged weights; it has state_dict \(20 tensors\)"),
+        (False, ("state_dict_ema",), r"`ema=False`: checkpoint .* holds averaged weights only \(state_dict_ema\)"),
+        (None, ("student", "teacher"), r"several sets of weights: student, teacher\. Choose one with `checkpoint_key`"),
     ],
 )
 def test_a_choice_that_the_file_does_not_offer_is_refused(
@@ -197,9 +197,7 @@ def test_a_contradiction_to_the_training_is_named(tmp_path: Path) -> None:
     args = timm_arguments(mean=[0.5], std=[0.5], crop_pct=1.0)
     path = saved({"args": args, "state_dict": trained().state_dict()}, tmp_path / "w.pth")
     source = load(request(path, mean=(0.485, 0.456, 0.406), std=(0.5, 0.5, 0.5)))[1]
-    assert source.notes == (
-        "--mean 0.485,0.456,0.406 is used, and w.pth was trained with 0.5; leave the option out to use that.",
-    )
+    assert source.notes == ("`mean=0.485,0.456,0.406` is used, and w.pth was trained with 0.5; leave it out to use that.",)
     assert source.preprocess.mean == (0.485, 0.456, 0.406)
 
 

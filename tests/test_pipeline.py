@@ -332,7 +332,7 @@ def test_labels_for_a_model_without_classes_are_refused(asked: str, tmp_path: Pa
     changes: dict[str, Any] = {"data": None, "labels": None, asked: {"data": VALIDATION, "labels": labels}[asked]}
     model = dataclasses.replace(SAMPLE, head="features", features=(1,))
     request = sample_request(tmp_path / "out", model=model, **changes)
-    message = r"--data and --labels need classes, and vit_tiny_patch16_224 returns embedding, feature_1; leave them out"
+    message = r"`data` and `labels` need classes, and vit_tiny_patch16_224 returns embedding, feature_1; leave them out"
     assert [finding.level for finding in plan(request).findings if re.search(message, finding.message)] == ["error"]
     with pytest.raises(UsageError, match=message):
         run(request, silent)

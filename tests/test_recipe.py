@@ -64,7 +64,7 @@ def test_other_images_are_refused_before_the_work(cpu_bundle: Built, tmp_path: P
 def test_a_recipe_and_settings_of_ones_own_exclude_each_other(cpu_bundle: Built, tmp_path: Path) -> None:
     settings = QuantSettings(placement=Placement(base="A", head=True))
     request = sample_request(tmp_path / "x", recipe=cpu_bundle.root / "manifest.json", quantization=settings)
-    with pytest.raises(UsageError, match="--recipe decides"):
+    with pytest.raises(UsageError, match="`recipe` decides"):
         run(request, silent)
     assert not (tmp_path / "x").exists()
 

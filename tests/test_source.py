@@ -84,8 +84,8 @@ def test_an_unreachable_hub_is_said_with_the_ways_out(name: str, ask: Callable[[
     with pytest.raises(InputError, match=r"hub cannot be reached") as caught:
         ask(ModelRequest(name=name))
     assert f"pretrained weights of {name}" in str(caught.value)
-    assert "--checkpoint" in str(caught.value)
-    assert "--no-pretrained" in str(caught.value)
+    assert "`checkpoint`" in str(caught.value)
+    assert "`pretrained=False`" in str(caught.value)
     # A chain of connection errors would drown the sentence.
     assert caught.value.__cause__ is None
 
@@ -97,7 +97,7 @@ def test_without_pretrained_weights_the_hub_is_not_asked(changes: dict[str, Any]
 
 
 def test_a_model_that_has_no_pretrained_weights_is_said(no_hub: None) -> None:
-    with pytest.raises(InputError, match=r"no pretrained weights for vit_small_patch16_36x1_224\. .*--no-pretrained"):
+    with pytest.raises(InputError, match=r"no pretrained weights for vit_small_patch16_36x1_224\. .*`pretrained=False`"):
         check_available(ModelRequest(name="vit_small_patch16_36x1_224"))
 
 
@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_are_refused_with_where(
     change: Callable[[State], State], problem: str, state: State, tmp_path: Path
 ) -> None:
     path = in_safetensors(change(state), tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=rf"w\.safetensors do not fit the model: .*{problem}.*--num-classes"):
+    with pytest.raises(InputError, match=rf"w\.safetensors do not fit the model: .*{problem}.*`num_classes`"):
         load(tiny(checkpoint=path))
 
 
@@ -401,11 +401,11 @@ def test_a_plan_for_pretrained_weights_knows_their_labels_and_downloads_nothing(
 @pytest.mark.parametrize(
     ("key", "value", "instead"),
     [
-        ("checkpoint_path", "/nowhere/w.pth", "--checkpoint FILE"),
-        ("pretrained", True, "--no-pretrained"),
-        ("pretrained_cfg", {"file": "w.pth"}, "--mean"),
-        ("pretrained_cfg_overlay", {"file": "w.pth"}, "--crop-pct"),
-        ("features_only", True, "--features 2,5,8,11"),
+        ("checkpoint_path", "/nowhere/w.pth", "`checkpoint`"),
+        ("pretrained", True, "`pretrained=False`"),
+        ("pretrained_cfg", {"file": "w.pth"}, "`mean`"),
+        ("pretrained_cfg_overlay", {"file": "w.pth"}, "`crop_pct`"),
+        ("features_only", True, "`features=2,5,8,11`"),
         ("scriptable", True, "exporter"),
     ],
 )

@@ -204,8 +204,8 @@ def test_unreachable_weights_are_said_with_the_ways_out(*, weights: bool) -> Non
         InputError, match=r"pretrained weights of .*vit_b_16 \(IMAGENET1K_V1\) .* cannot be reached"
     ) as caught:
         load(ModelRequest(name=B_16), weights=weights)
-    assert "--checkpoint FILE" in str(caught.value)
-    assert "--no-pretrained" in str(caught.value)
+    assert "`checkpoint`" in str(caught.value)
+    assert "`pretrained=False`" in str(caught.value)
     assert caught.value.__cause__ is None
 
 

@@ -76,7 +76,7 @@ def open_validation(path: Path, truth: Truth) -> ImageSet:
     """
     if truth.task == "classification":
         if path.is_file():
-            raise InputError(f"--data {path} is a file; a classifier is judged on a folder with one sub-folder per class.")
+            raise InputError(f"`data` {path} is a file; a classifier is judged on a folder with one sub-folder per class.")
         return open_labelled(
             path,
             labels=truth.names,
@@ -101,14 +101,12 @@ def open_annotated(path: Path, truth: Truth) -> ImageSet:
     """
     task, names, count = truth.task, truth.names, truth.count
     if path.is_dir():
-        raise InputError(f"--data {path} is a folder, and a {task} model is judged on {FORMS[task]}.")
+        raise InputError(f"`data` {path} is a folder, and a {task} model is judged on {FORMS[task]}.")
     columns, rows = _read(path, task)
     pictures = _pictures(path, rows)
     if task == "multi-label" and columns == [LABELS]:
         if names is None:
-            raise InputError(
-                f"{path} names labels in one column, which gives them no order; give --labels FILE with theirs."
-            )
+            raise InputError(f"{path} names labels in one column, which gives them no order; give `labels` with theirs.")
         names = tuple(names)
         targets = [_named(path, row, names) for row in rows]
     else:
@@ -196,7 +194,7 @@ def _names(path: Path, columns: Sequence[str], names: Sequence[str] | None, coun
         raise InputError(f"{path} lacks a column {lacking[0]!r}; the model's {what} are {', '.join(names[:5])}, ….")
     if len(set(names)) != len(names):
         raise InputError(
-            f"Two of the model's {what} have one name, so columns cannot tell them apart; rename one in --labels."
+            f"Two of the model's {what} have one name, so columns cannot tell them apart; rename one in `labels`."
         )
     return tuple(names)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 from collections.abc import Mapping, Sequence
@@ -126,22 +125,14 @@ def _model_request(model: Any, preprocess: PreprocessSpec | None, values: dict[s
     if isinstance(model, str):
         if "name" in values:
             raise UsageError("name is for a module of one's own; a model that is asked for by name has that name.")
-        # As on the command line: weights that are given are the weights.
-        values.setdefault("pretrained", values.get("checkpoint") is None)
-        return ModelRequest(**{**values, "name": model})
-    if model is not None:
+        values["name"] = model
+    elif model is not None:
         values["module"] = model
         values.setdefault("name", type(model).__name__)
     elif values.get("model_from"):
         values.setdefault("name", str(values["model_from"]).rpartition(":")[2])
-    return _nameless(values)
-
-
-def _nameless(values: dict[str, Any]) -> ModelRequest:
-    """Where no model is named: the field has to have a default for that, or another field has to stand for it."""
-    required = [field.name for field in dataclasses.fields(ModelRequest) if field.default is dataclasses.MISSING]
-    if "name" in required and "name" not in values:
-        raise UsageError("No model was given; give a timm name, a torch.nn.Module, or model_from.")
+    # As on the command line: weights that are given are the weights.
+    values.setdefault("pretrained", values.get("checkpoint") is None)
     return ModelRequest(**values)
 
 

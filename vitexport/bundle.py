@@ -484,15 +484,15 @@ def check_output(out: Path, *, force: bool | None) -> None:
 def _objection(out: Path, *, force: bool | None) -> str | None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         kind = "is a symbolic link, which is not followed" if out.is_symlink() else "exists and is not a folder"
-        return f"Output {out} {kind}; choose another with -o."
+        return f"Output {out} {kind}; choose another with `out`."
     if out.is_dir() and (out.resolve() == Path.cwd() or os.path.ismount(out)):
         return f"Output {out} is the current folder or a mount point, which cannot be replaced; name a folder inside it."
     if out.is_dir() and any(out.iterdir()):
         if force is None or not (out / MANIFEST).is_file():
             kind = "empty" if force is None else "a bundle"
-            return f"Output folder {out} exists and is not {kind}; it is not touched. Choose another with -o."
+            return f"Output folder {out} exists and is not {kind}; it is not touched. Choose another with `out`."
         if not force:
-            return f"Bundle {out} exists; give --force to replace it, or another folder with -o."
+            return f"Bundle {out} exists; give `force` to replace it, or another folder with `out`."
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent

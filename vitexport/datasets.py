@@ -206,21 +206,21 @@ def _sorted_classes(root: Path, folders: Sequence[str], order: ClassOrder | None
     if len(folders) != classes:
         raise InputError(
             f"Data folder {root} has {len(folders)} class folders, but the model has {classes} classes. "
-            "Give --labels FILE with the class names in the order of the logits."
+            "Give `labels` with the class names in the order of the logits."
         )
     natural, string = natural_order(folders), string_order(folders)
     ties = [pair for pair in itertools.pairwise(natural) if _natural_key(pair[0]) == _natural_key(pair[1])]
     if order == "natural" and ties:
         raise InputError(
             f"Class folders {ties[0][0]!r} and {ties[0][1]!r} in {root} are equal in natural order; timm takes either one "
-            "first. Give --labels FILE with the class names in the order of the logits."
+            "first. Give `labels` with the class names in the order of the logits."
         )
     if order is None and (natural != string or ties):
         start = next((place for place, pair in enumerate(zip(natural, string, strict=True)) if pair[0] != pair[1]), 0)
         raise InputError(
             f"The order of the classes is unknown: the class folders in {root} are {_from(natural, start)} in natural order "
             f"(timm's) and {_from(string, start)} in string order (torchvision's ImageFolder). Give vitexport build "
-            "--labels FILE with the class names in the order of the logits, or --class-order natural or string, whichever "
+            "`labels` with the class names in the order of the logits, or `class_order` natural or string, whichever "
             "the model was trained with."
         )
     return natural if order == "natural" else string
@@ -240,7 +240,7 @@ def _class_order(root: Path, folders: Sequence[str], labels: Sequence[str], syns
             first, second = [index for index, label in enumerate(labels) if label == name][:2]
             raise InputError(
                 f"Class folder {name!r} in {root} could be class {first} or {second}, which have that one name. Give "
-                "--labels FILE with a name of its own for each, and name the folders so."
+                "`labels` with a name of its own for each, and name the folders so."
             )
     known = {name: index for names in (synsets or (), labels) for index, name in enumerate(names)}
     strangers = [name for name in folders if name not in known]
@@ -248,7 +248,7 @@ def _class_order(root: Path, folders: Sequence[str], labels: Sequence[str], syns
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise InputError(
             f"Class folder {strangers[0]!r}{more} in {root} is not among the {len(labels)} labels "
-            f"({', '.join(labels[:3])}, …). Rename the folders or give the right --labels FILE."
+            f"({', '.join(labels[:3])}, …). Rename the folders or give the right `labels`."
         )
     return {name: known[name] for name in folders}
 

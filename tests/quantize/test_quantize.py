@@ -364,7 +364,7 @@ def test_skip_operands_are_quantized_where_they_lose_no_more_than_the_limit(
 
 @pytest.mark.parametrize("text", ["B", "C", "A+patch"])
 def test_placements_of_tensorrt_are_refused_on_a_cpu(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is TensorRT's.*--placement A or A\+head"):
+    with pytest.raises(UsageError, match=r"is TensorRT's.*`placement=A` or A\+head"):
         quantized(tmp_path, cpu=ARITHMETIC["uint8, 7 bits"], settings=placement(text))
 
 
@@ -396,7 +396,7 @@ def test_expressions_choose_the_layers(
 
 
 def test_expressions_that_leave_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--include and --exclude leave no linear layer"):
+    with pytest.raises(InputError, match=r"`include` and `exclude` leave no linear layer"):
         quantized(tmp_path, settings=QuantSettings(exclude=(r".",)))
 
 

@@ -146,7 +146,7 @@ def test_a_release_maps_to_the_row_with_its_stack(device_id: str, asked: str, re
         ("jetson-orin-nano-8gb", "6.2.1.1", "6.1 (also 6.2, 6.2.x)"),
         ("jetson-orin-nano-8gb", "r36.4", "6.1 (also 6.2, 6.2.x)"),
         ("jetson-t5000", "6.2", "7.0 (also 7.1), 7.2, 7.2.2"),
-        ("jetson-t4000", "7.0", "Valid for --jetpack: 7.1, 7.2, 7.2.2."),  # its first release is 7.1
+        ("jetson-t4000", "7.0", "Valid for `jetpack`: 7.1, 7.2, 7.2.2."),  # its first release is 7.1
     ],
 )
 def test_a_release_that_the_device_does_not_run_is_refused(device_id: str, asked: str, valid: str) -> None:
@@ -159,7 +159,7 @@ def test_a_release_that_the_device_does_not_run_is_refused(device_id: str, asked
 
 @pytest.mark.parametrize("name", ["l4", "h200", "cpu-x86-vnni", "cpu"])
 def test_only_a_jetson_takes_a_jetpack(name: str) -> None:
-    with pytest.raises(UsageError, match=r"not a Jetson.*Leave --jetpack out"):
+    with pytest.raises(UsageError, match=r"not a Jetson.*Leave `jetpack` out"):
         resolve(name, jetpack="6.2", cpu_flags=frozenset(), cpu_arch="x86_64")
 
 

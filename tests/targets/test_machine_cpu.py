@@ -197,7 +197,7 @@ def test_a_misfit_names_both_sides_and_the_cure() -> None:
     assert message == (
         "The int8 variant is made for cpu-x86-vnni (x86-64 with AVX-VNNI or AVX-512 VNNI): its int8 arithmetic needs a "
         "CPU with amx_int8 or avx512_vnni or avx_vnni, and this machine, AMD EPYC 7R32 (x86_64), has none of them; it "
-        "could compute wrong results. Build an int8 variant with --target cpu-x86-avx2."
+        "could compute wrong results. Build an int8 variant with `target=cpu-x86-avx2`."
     )
 
 
@@ -205,7 +205,7 @@ def test_a_misfit_says_that_the_flags_are_unknown() -> None:
     message = misfit(resolve("cpu-x86-vnni"), machine("windows"), precision="int8")
     assert message is not None
     assert "does not tell which extensions it has" in message
-    assert message.endswith("--target cpu-x86-avx2.")
+    assert message.endswith("`target=cpu-x86-avx2`.")
 
 
 def test_where_no_int8_class_is_safe_the_cure_is_fp32() -> None:
@@ -222,9 +222,9 @@ def test_another_architecture_never_fits(precision: str) -> None:
     assert message is not None
     assert "cpu-x86-avx2" in message
     assert "ARMv8 Processor rev 1 (v8l) (aarch64)" in message
-    assert message.endswith("--target cpu-arm64-dotprod.")
+    assert message.endswith("`target=cpu-arm64-dotprod`.")
     odd = MachineCpu(arch="riscv64", flags=frozenset(), model_name="odd")
-    assert str(misfit(resolve("cpu-x86-avx2"), odd, precision=precision)).endswith("--target cpu on that machine.")
+    assert str(misfit(resolve("cpu-x86-avx2"), odd, precision=precision)).endswith("`target=cpu` on that machine.")
 
 
 APP_INT8 = {

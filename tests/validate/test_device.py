@@ -189,7 +189,7 @@ def test_a_bundle_whose_build_found_no_numbers_skips_golden_with_the_reason(mode
 def test_without_images_accuracy_is_skipped_and_the_rest_is_done(model: Model) -> None:
     report = validate_bundle(model, None, BUDGET, silent)
     assert check_of(report, "accuracy").status == "skipped"
-    assert "--data" in check_of(report, "accuracy").message
+    assert "`data`" in check_of(report, "accuracy").message
     assert check_of(report, "golden").status == "passed"
     assert "accuracy" not in report.measurements
     assert report.summary == "3 passed, 0 failed, 1 skipped"

@@ -97,17 +97,17 @@ def _model(bundle: Bundle) -> Path:
         )
     if model is None:
         raise UsageError(
-            f"Bundle {bundle.root} has no model that takes the picture itself; build it with --target web, with --target "
-            "android-arm64, or for a CPU with --embed-preprocess."
+            f"Bundle {bundle.root} has no model that takes the picture itself; build it with `target=web`, with `target` "
+            "android-arm64, or for a CPU with `embed_preprocess`."
         )
     outputs = bundle.report().measurements.get("embedded", {}).get("outputs", [])
     needed = {"values"} if manifest.task == "regression" else {"probabilities", "top_indices"}
     if not needed <= set(outputs):
-        raise UsageError(f"The model of bundle {bundle.root} ranks no classes; build it without --top-indices 0.")
+        raise UsageError(f"The model of bundle {bundle.root} ranks no classes; build it without `top_indices=0`.")
     if manifest.batch.minimum > 1:
         raise UsageError(
             f"The model of bundle {bundle.root} takes {manifest.batch} pictures at once, and an application has one; build "
-            "it with --batch 1, or with a range that begins with 1."
+            "it with `batch=1`, or with a range that begins with 1."
         )
     return model
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from vitexport.cli.commands import cli
+from vitexport.cli.wording import as_options
 from vitexport.errors import InterruptedBuildError, VitexportError
 
 
@@ -54,7 +55,7 @@ def _fail(error: BaseException, *, verbose: bool) -> int:
     if verbose:
         traceback.print_exception(error)
     explained = _explain(error)
-    click.echo(f"Error: {explained}", err=True)
+    click.echo(f"Error: {as_options(str(explained))}", err=True)
     return explained.exit_code
 
 

@@ -21,6 +21,7 @@ from vitexport.cli.options import EXPECT_TOP1, PATH, build_options, data_options
 from vitexport.cli.prediction_files import FORMATS, SUFFIXES, write_predictions
 from vitexport.cli.progress import native_output_aside
 from vitexport.cli.progress import progress as show_progress
+from vitexport.cli.wording import as_options
 from vitexport.cli.words import build_request
 from vitexport.datasets import ImageSet
 from vitexport.errors import (
@@ -105,7 +106,7 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
         return result.exit_code
     if not quiet:
         for number, step in enumerate(result.steps, 1):
-            click.echo(f"{number}. {step}")
+            click.echo(f"{number}. {as_options(step)}")
         show.show_prediction(result.prediction)
     show.show_findings(result.findings)
     errors = sum(finding.level == "error" for finding in result.findings)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vitexport.artifacts import describe_outputs
 from vitexport.bundle import Bundle, Manifest
+from vitexport.cli.wording import as_options
 from vitexport.preprocess import PreprocessSpec
 from vitexport.report import (
     BLOCK_COLUMNS,
@@ -73,7 +74,7 @@ def show_report(report: Report, *, verbose: bool) -> None:
     out.show(f"[bold]{escape(report.title)}[/]")
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in report.checks:
-        table.add_row(MARKS[check.status], check.name, Text(check.message))
+        table.add_row(MARKS[check.status], check.name, Text(as_options(check.message)))
     if table.rows:
         out.show(table)
     _show_latency(out, report.measurements)
@@ -83,7 +84,7 @@ def show_report(report: Report, *, verbose: bool) -> None:
         sizes = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**20:.2f} MiB" for key, value in size.items())
         out.show(f"size: {sizes}")
     for note in report.notes:
-        out.show(Text(f"note: {note}"))
+        out.show(Text(f"note: {as_options(note)}"))
     if verbose:
         _show_costs(out, report)
     if report.checks:
@@ -164,7 +165,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
     """One line each, on stdout."""
     out = Output()
     for finding in findings:
-        out.show(f"{LEVELS[finding.level]}: {escape(finding.message)}")
+        out.show(f"{LEVELS[finding.level]}: {escape(as_options(finding.message))}")
 
 
 class Broken(Protocol):

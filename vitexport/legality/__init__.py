@@ -108,7 +108,7 @@ def refuse(model: ir.Model, target: Target) -> None:
         raise ToolchainError(
             f"The graph that was written for {target.name} breaks the rule {first.rule}: {first.node} {first.message}"
             f"{f' (and {more} more violations)' if more else ''}. The rule: {first.demand} "
-            "This is a defect of vitexport; another --precision may avoid it."
+            "This is a defect of vitexport; another `precision` may avoid it."
         )
 
 

@@ -289,7 +289,7 @@ def _choose(
     reason = "the fastest within the budget" if within else "none was within the budget"
     note = f"Precision auto chose {chosen.onnx.precision} among {tried}: {reason} ({how})."
     if len(candidates) == 1:
-        why = "no calibration images were given (--calibration DIR)" if request.calibration is None else "no other fits"
+        why = "no calibration images were given (`calibration`)" if request.calibration is None else "no other fits"
         note = f"Precision auto took {tried}: {why}."
     return chosen, [note]
 

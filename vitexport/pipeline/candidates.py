@@ -229,7 +229,7 @@ def float16_twin(work: Work, plain: OnnxModel, precision: Precision, stay_float3
 def _calibrate(work: Work, exported: OnnxModel) -> tuple[Calibration, Calibrated]:
     prepared = work.prepared
     if prepared.calibration is None:
-        raise InputError("INT8 needs calibration images; give --calibration DIR.")
+        raise InputError("INT8 needs calibration images; give `calibration`.")
     calibration = Calibration(
         model=exported,
         images=prepared.calibration,

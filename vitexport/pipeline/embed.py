@@ -63,7 +63,7 @@ def embed(work: Work, shipped: OnnxModel) -> Embedded:
     work.progress.begin(EMBEDDING)
     with work.watch.stage("embed"):
         if data_file(shipped.path).exists():
-            reason = "the weights need more than the 2 GB that one ONNX file holds; use --precision int8 or a smaller model"
+            reason = "the weights need more than the 2 GB that one ONNX file holds; use `precision=int8` or a smaller model"
             return Embedded(onnx=None, checks=(skipped("picture_mean", reason),), figures={})
         onnx, outputs = _write(work, shipped)
         return _judge(work, shipped, onnx, outputs)

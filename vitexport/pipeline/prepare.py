@@ -236,9 +236,7 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
     else:
         out = request.out or Path()
     if request.precision == "int8" and request.calibration is None:
-        problems.errors.append(
-            UsageError("Precision int8 needs real images to choose its ranges from: give --calibration DIR.")
-        )
+        problems.errors.append(UsageError("Precision int8 needs real images to choose its ranges from: give `calibration`."))
     if target is not None:
         cpu = target.cpu
         problems.attempt(lambda: check_placement(request.quantization.placement, cpu))
@@ -247,14 +245,14 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
     if request.embed_preprocess and target is not None and target.kind != "cpu":
         problems.errors.append(
             UsageError(
-                f"--embed-preprocess is for ONNX Runtime; {target.name} runs {target.runtime}, which resizes no picture. "
+                f"`embed_preprocess` is for ONNX Runtime; {target.name} runs {target.runtime}, which resizes no picture. "
                 "Leave it out; vitexport triton puts the preprocessing in front of the engine."
             )
         )
     problems.attempt(request.budget.check)
     problems.attempt(lambda: check_expectation(request.expect_top1, labelled=request.data is not None))
     if not 0 < request.threshold < 1:
-        problems.errors.append(UsageError(f"--threshold is {request.threshold:g}; it must be above 0 and below 1."))
+        problems.errors.append(UsageError(f"`threshold` is {request.threshold:g}; it must be above 0 and below 1."))
     return target, precisions, out if target is not None else None
 
 
@@ -402,14 +400,14 @@ def _check_classes_known(request: BuildRequest, names: ClassNames | None) -> Non
     if request.class_order is None:
         return
     if request.labels is not None:
-        raise UsageError("--class-order has no effect with --labels, which gives the order; remove one of them.")
+        raise UsageError("`class_order` has no effect with `labels`, which gives the order; remove one of them.")
     if names is not None:
         raise UsageError(
-            f"--class-order has no effect: the model's own labels give the order ({', '.join(names.labels[:3])}, …). "
-            "Remove it, or give --labels FILE to replace them."
+            f"`class_order` has no effect: the model's own labels give the order ({', '.join(names.labels[:3])}, …). "
+            "Remove it, or give `labels` to replace them."
         )
     if request.data is None:
-        raise UsageError("--class-order sorts the class folders of --data DIR, which was not given; remove it or give both.")
+        raise UsageError("`class_order` sorts the class folders of `data`, which was not given; remove it or give both.")
 
 
 def _channels(request: BuildRequest, source: ModelSource | None) -> int:
@@ -443,25 +441,25 @@ def _check_task(request: BuildRequest, source: ModelSource | None, problems: _Pr
         return
     if request.top_indices and source.task in ("regression", "embedding"):
         problems.errors.append(
-            UsageError(f"--top-indices ranks classes or labels, and a model for {source.task} has none; leave it out.")
+            UsageError(f"`top_indices` ranks classes or labels, and a model for {source.task} has none; leave it out.")
         )
     if source.task != "classification":
-        for option, value in (("--class-order", request.class_order), ("--expect-top1", request.expect_top1)):
+        for option, value in (("`class_order`", request.class_order), ("`expect_top1`", request.expect_top1)):
             if value is not None:
                 problems.errors.append(
-                    UsageError(f"{option} is for --task classification, and this model is for {source.task}; leave it out.")
+                    UsageError(f"{option} is for `task=classification`, and this model is for {source.task}; leave it out.")
                 )
     if request.threshold != DEFAULT_THRESHOLD and source.task != "multi-label":
         problems.errors.append(
-            UsageError(f"--threshold is for --task multi-label, and this model is for {source.task}; leave it out.")
+            UsageError(f"`threshold` is for `task=multi-label`, and this model is for {source.task}; leave it out.")
         )
 
 
 def _no_classes(source: ModelSource) -> UsageError:
     names = ", ".join(output.name for output in source.outputs)
     return UsageError(
-        f"--data and --labels need classes, and {source.name} returns {names}; leave them out (each output is then judged "
-        "by its cosine with PyTorch), or ask for --head classifier."
+        f"`data` and `labels` need classes, and {source.name} returns {names}; leave them out (each output is then judged "
+        "by its cosine with PyTorch), or ask for `head=classifier`."
     )
 
 
@@ -507,7 +505,7 @@ def _replay(
     if request.quantization != QuantSettings():
         problems.errors.append(
             UsageError(
-                "--recipe decides how INT8 is made; leave out --placement, --observer, --rounding and the others with it."
+                "`recipe` decides how INT8 is made; leave out `placement`, `observer`, `rounding` and the others with it."
             )
         )
     replay = problems.attempt(lambda: read_recipe(file))
@@ -527,7 +525,7 @@ def _frozen_size(model: sources.LiveModel, source: ModelSource) -> list[Finding]
     spec = source.preprocess
     message = (
         f"{source.name} was made with dynamic_img_size; it is exported for {spec.height} x {spec.width} only. Build it "
-        "again with another --img-size for another size."
+        "again with another `img_size` for another size."
     )
     return [Finding(level="note", message=message)]
 

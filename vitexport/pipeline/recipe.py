@@ -42,7 +42,7 @@ class Replay:
         if own != self.arithmetic:
             raise InputError(
                 f"The recipe was made for {self.arithmetic}, and {target.name} computes {own}. Give the target of that "
-                "build, or build without --recipe."
+                "build, or build without `recipe`."
             )
 
     def check_layers(self, names: Collection[str]) -> None:
@@ -68,7 +68,7 @@ class Replay:
         if differing:
             raise InputError(
                 f"The recipe was made with other calibration images: {len(differing)} of {len(self.images)} differ, the "
-                f"first is {differing[0]}. Give the folder and --calibration-size of that build, or build without --recipe."
+                f"first is {differing[0]}. Give the folder and `calibration_size` of that build, or build without `recipe`."
             )
 
 

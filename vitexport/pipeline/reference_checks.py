@@ -37,7 +37,7 @@ def reference_checks(work: Work, reference: Reference) -> tuple[list[Check], dic
     if (reason := plausibility.untrained(source.weights)) is not None:
         return ([skipped(plausibility.NAME, reason)] if reference.truth is not None else []), {}
     if images is None:
-        return [skipped(plausibility.NAME, "no pictures of your own were given (--data DIR)")], {}
+        return [skipped(plausibility.NAME, "no pictures of your own were given (`data`)")], {}
     if constant := _constant_input(work, reference, images):
         return [constant], {}
     scores, labels = reference.outputs[spec.name], images.labels

@@ -191,7 +191,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
 
 def _nothing(settings: QuantSettings) -> str:
     if settings.include or settings.exclude:
-        return "--include and --exclude leave no linear layer to quantize; `vitexport inspect` of a bundle lists the layers."
+        return "`include` and `exclude` leave no linear layer to quantize; `vitexport inspect` of a bundle lists the layers."
     return "The model has no linear layer with a constant weight that the target computes in integers."
 
 
@@ -425,9 +425,9 @@ def _points(work: Calibration, graph: ir.Graph) -> tuple[Point, ...]:
         return ()
     points = attention_points(graph, work.settings) if base == "B" else residual_points(graph, work.settings)
     if not points:
-        narrowed = " that --include and --exclude leave" if work.settings.include or work.settings.exclude else ""
+        narrowed = " that `include` and `exclude` leave" if work.settings.include or work.settings.exclude else ""
         raise UsageError(
-            f"Placement {base} finds nothing to quantize beyond the layers of A in this model{narrowed}; use --placement A."
+            f"Placement {base} finds nothing to quantize beyond the layers of A in this model{narrowed}; use `placement=A`."
         )
     return points
 

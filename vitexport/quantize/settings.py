@@ -179,5 +179,5 @@ def check_placement(placement: Placement, cpu: CpuArithmetic | None) -> None:
     if cpu is not None and (placement.base != "A" or placement.patch):
         raise UsageError(
             f"Placement {placement} is TensorRT's; a CPU computes the linear layers in integers: "
-            "give --placement A or A+head."
+            "give `placement=A` or A+head."
         )

@@ -26,7 +26,7 @@ from vitexport.source.weights_file import WeightsFile, read_config, read_weights
 
 LOCAL = "local-dir:"
 # Model keywords that an option of its own stands for.
-OPTIONS = {"num_classes": "--num-classes", "img_size": "--img-size", "in_chans": "--in-chans"}
+OPTIONS = ("num_classes", "img_size", "in_chans")
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 # What is read off the tensors; of everything else the file's arguments are all that is known.
 SHAPED = frozenset(
@@ -94,7 +94,7 @@ def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Ch
     for key, value in record.kwargs.items():
         if key in typed and key not in SHAPED and typed[key] != value:
             raise InputError(
-                f"{record.where.partition('.')[0]} in {file.path} has {key} {value!r}, and --model-kwarg {key}={typed[key]} "
+                f"{record.where.partition('.')[0]} in {file.path} has {key} {value!r}, and `kwargs={key}={typed[key]}` "
                 "says otherwise; leave it out, or correct it."
             )
     kwargs = {key: value for key, value in record.kwargs.items() if key not in typed}
@@ -114,10 +114,9 @@ def _preprocessed(typed: ModelRequest, checkpoint: Checkpoint) -> Checkpoint:
         if own is None:
             changes[key] = said
         elif not _equal(own, said):
-            option = f"--{key.replace('_', '-')}"
             notes.append(
-                f"{option} {_shown(own)} is used, and {checkpoint.file.file.name} was trained with {_shown(said)}; leave "
-                "the option out to use that."
+                f"`{key}={_shown(own)}` is used, and {checkpoint.file.file.name} was trained with {_shown(said)}; leave "
+                "it out to use that."
             )
     request = dataclasses.replace(checkpoint.request, **changes)
     return dataclasses.replace(checkpoint, request=request, notes=tuple(notes))
@@ -254,7 +253,7 @@ def _settle(checkpoint: Checkpoint, typed: ModelRequest, model: nn.Module, group
     if "embed_dim" in changes and "num_heads" not in {**checkpoint.request.kwargs, **changes}:
         raise InputError(
             f"The tensors in {checkpoint.file.path} are {changes['embed_dim']} wide and {name} is {own.get('embed_dim')}; "
-            f"how many heads share that width is not in the tensors. Give --model-kwarg num_heads=N, or the right MODEL."
+            f"how many heads share that width is not in the tensors. Give `kwargs` num_heads=N, or the right MODEL."
         )
     if "reg_tokens" in changes and "register_tokens" in inside:
         changes["no_embed_class"] = True
@@ -277,8 +276,7 @@ def _said(value: Any) -> str:
 
 
 def _contradiction(checkpoint: Checkpoint, key: str, seen: Any, asked: Any) -> InputError:
-    option = OPTIONS.get(key, f"--model-kwarg {key}=")
-    given = f"{option} {asked}" if key in OPTIONS else f"{option}{asked}"
+    given = f"`{key}={_said(asked)}`" if key in OPTIONS else f"`kwargs={key}={_said(asked)}`"
     return InputError(
         f"The tensors in {checkpoint.file.path} do not fit the model: they have {key} {_said(seen)}, and {given} was given. "
         "Leave it out, or give the file that belongs to it."

@@ -99,18 +99,18 @@ def choose_group(file: WeightsFile, model: nn.Module, *, key: str | None, ema: b
     near = [group for group in groups if scores[id(group)] >= 0.9 * best] if best else groups
     plain, averaged = ([group for group in near if group.averaged is wanted] for wanted in (False, True))
     if ema and not averaged:
-        raise InputError(f"--ema: checkpoint {file.path} holds no averaged weights; it has {file.contents}.")
+        raise InputError(f"`ema`: checkpoint {file.path} holds no averaged weights; it has {file.contents}.")
     if ema is False and not plain:
-        raise InputError(f"--no-ema: checkpoint {file.path} holds averaged weights only ({averaged[0].key}); leave it out.")
+        raise InputError(
+            f"`ema=False`: checkpoint {file.path} holds averaged weights only ({averaged[0].key}); leave it out."
+        )
     chosen = averaged if ema or not plain else plain
     if len(chosen) > 1:
         largest = max(len(group.inside) for group in chosen)
         chosen = [group for group in chosen if len(group.inside) == largest]
     if len(chosen) > 1:
         names = ", ".join(_place(group) for group in chosen)
-        raise InputError(
-            f"Checkpoint {file.path} holds several sets of weights: {names}. Choose one with --checkpoint-key KEY."
-        )
+        raise InputError(f"Checkpoint {file.path} holds several sets of weights: {names}. Choose one with `checkpoint_key`.")
     return chosen[0], _said(chosen[0], plain, averaged)
 
 
@@ -119,8 +119,8 @@ def _said(chosen: Group, plain: Sequence[Group], averaged: Sequence[Group]) -> s
     if not averaged:
         return place
     if not chosen.averaged:
-        return f"{place} (EMA present, not used; --ema takes it)"
-    return f"{place} (EMA; --no-ema takes the others)" if plain else f"{place} (EMA, the only weights)"
+        return f"{place} (EMA present, not used; `ema` takes it)"
+    return f"{place} (EMA; `ema=False` takes the others)" if plain else f"{place} (EMA, the only weights)"
 
 
 def _place(group: Group) -> str:
@@ -343,9 +343,9 @@ def explain(fitted: Fit, file: WeightsFile, path: Path) -> InputError:
         return InputError(
             f"The weights in {path} do not fit the model: {'; '.join(problems[:4])}{more}. The file's own head is "
             f"{roots or 'not there'}. A head other than one Linear with a bias needs the module itself: "
-            f"--model-from FILE.py:FUNCTION, or vitexport.build(model=…). Otherwise check --num-classes.{key}"
+            f"`model_from`, or vitexport.build(model=…). Otherwise check `num_classes`.{key}"
         )
     return InputError(
-        f"The weights in {path} do not fit the model: {'; '.join(problems[:4])}{more}. Check the model name, --num-classes, "
-        f"--img-size and --model-kwarg against those it was trained with.{prefix}{key}"
+        f"The weights in {path} do not fit the model: {'; '.join(problems[:4])}{more}. Check the model name, `num_classes`, "
+        f"`img_size` and `kwargs` against those it was trained with.{prefix}{key}"
     )

@@ -131,14 +131,14 @@ def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None
     head = head_of(request, classes)
     if head == "classifier" and not classes:
         raise UsageError(
-            f"{request.name} has no classifier (num_classes is 0); give --num-classes and a checkpoint that has one, or "
-            "leave out --head classifier for its embedding."
+            f"{request.name} has no classifier (num_classes is 0); give `num_classes` and a checkpoint that has one, or "
+            "leave out `head=classifier` for its embedding."
         )
     if request.softmax and head != "classifier":
-        raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
+        raise UsageError("`softmax` makes probabilities of logits, and no classifier is asked for; leave it out.")
     check_outputs(request)
     if request.features and not hasattr(model, "forward_intermediates"):
-        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
+        raise UsageError(f"`features`: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
     task = decide_task(request.task, recorded, classes=classes if head == "classifier" else None, name=str(request.name))
     if request.softmax:
         check_softmax(task, classes or 0)
@@ -158,7 +158,7 @@ def _image_tower(model: nn.Module, request: ModelRequest) -> Exposed:
         head = "classifier" if classes else "none"
     check_outputs(request)
     if request.features and not hasattr(model, "forward_intermediates"):
-        raise UsageError(f"--features: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
+        raise UsageError(f"`features`: timm's {type(model).__name__} has no forward_intermediates; choose another model.")
     if head == "none" and classes and not request.features:
         model.reset_classifier(0)  # type: ignore[operator]
     return Exposed(model, head, request.features, softmax=request.softmax).eval()
@@ -176,7 +176,7 @@ def _flat(value: Any) -> tuple[torch.Tensor, ...]:
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, torch.Tensor) for entry in value):
         return tuple(value)
     seen = type(value).__name__ if not isinstance(value, dict) else f"a dict with {', '.join(map(str, value))}"
-    raise InputError(f"the model returns {seen} there; expected a tensor, or several. Choose another --head.")
+    raise InputError(f"the model returns {seen} there; expected a tensor, or several. Choose another `head`.")
 
 
 def _as_tokens(tensor: torch.Tensor, model: nn.Module) -> torch.Tensor:

@@ -160,9 +160,7 @@ def check_available(request: ModelRequest) -> None:
     zero_shot.check_request(request)
     if request.name is None:
         if request.checkpoint is None:
-            raise UsageError(
-                "No model was given; give MODEL, a timm name, or --checkpoint FILE that says which model it is of."
-            )
+            raise UsageError("No model was given; give MODEL, a timm name, or `checkpoint` that says which model it is of.")
         return
     door = torchvision_models if torchvision_models.is_ours(request.name) else timm_models
     door.check_name(request.name)

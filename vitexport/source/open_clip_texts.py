@@ -60,7 +60,7 @@ def find_text_model(request: ModelRequest) -> TextModel:
     found = _parse(request.open_clip) if request.open_clip else _from_timm_name(open_clip, request)
     if found.name.startswith(LOCAL):
         if not (Path(found.name.removeprefix(LOCAL)) / "open_clip_config.json").is_file():
-            raise InputError(f"--open-clip {found.name}: the folder has no open_clip_config.json.")
+            raise InputError(f"`open_clip={found.name}`: the folder has no open_clip_config.json.")
         return found
     if found.name.startswith(HUB):
         _check_hub(found, found.name.removeprefix(HUB))
@@ -72,14 +72,14 @@ def find_text_model(request: ModelRequest) -> TextModel:
     tags = open_clip.list_pretrained_tags_by_model(found.name)
     if found.weights is None:
         raise UsageError(
-            f"--open-clip {found.name} names no weights; give {found.name}:TAG, with one of {', '.join(tags) or 'none'}, or "
+            f"`open_clip={found.name}` names no weights; give {found.name}:TAG, with one of {', '.join(tags) or 'none'}, or "
             f"{found.name}:FILE."
         )
     if Path(found.weights).is_file():
         return found
     if found.weights not in tags:
         raise InputError(
-            f"--open-clip {found.name}:{found.weights}: no such file, and open_clip has no such weights; it has "
+            f"`open_clip={found.name}:{found.weights}`: no such file, and open_clip has no such weights; it has "
             f"{', '.join(tags) or 'none'}."
         )
     hub = str(open_clip.get_pretrained_cfg(found.name, found.weights).get("hf_hub") or "")
@@ -93,9 +93,9 @@ def _open_clip() -> Any:
             import open_clip
     except ModuleNotFoundError:
         raise MissingDependencyError(
-            "--classes embeds the class names with open_clip's text tower, and open_clip is not installed here. "
+            "`classes` embeds the class names with open_clip's text tower, and open_clip is not installed here. "
             "Install it with: "
-            "pip install open_clip_torch. Or give the embeddings with --class-embeddings FILE."
+            "pip install open_clip_torch. Or give the embeddings with `class_embeddings`."
         ) from None
     return open_clip
 
@@ -122,9 +122,9 @@ def _from_timm_name(open_clip: Any, request: ModelRequest) -> TextModel:
     if len(matches) != 1:
         seen = "nothing names it" if not matches else f"it could be {' or '.join(':'.join(match) for match in matches)}"
         raise UsageError(
-            f"Which text tower belongs to {request.name} cannot be told from its name ({seen}); give --open-clip "
+            f"Which text tower belongs to {request.name} cannot be told from its name ({seen}); give `open_clip` "
             "MODEL:WEIGHTS "
-            "with a pretrained tag or a file, for example ViT-B-16:laion2b_s34b_b88k, or --open-clip local-dir:FOLDER."
+            "with a pretrained tag or a file, for example ViT-B-16:laion2b_s34b_b88k, or `open_clip=local-dir:FOLDER`."
         )
     return TextModel(name=matches[0][0], weights=matches[0][1])
 
@@ -149,7 +149,7 @@ def _check_hub(model: TextModel, repository: str) -> None:
     if repository and is_cached(repository):
         return
     check_reachable(
-        f"The weights of open_clip's {model}", "Give local weights: --open-clip MODEL:FILE or --open-clip local-dir:FOLDER."
+        f"The weights of open_clip's {model}", "Give local weights: `open_clip=NAME:FILE` or `open_clip=local-dir:FOLDER`."
     )
 
 
@@ -223,8 +223,7 @@ def _check_length(tokenize: Callable[..., torch.Tensor], texts: Sequence[str], t
         if int(whole[length:].ne(whole[-1]).sum()) or int(whole[length]) != int(whole[-1]):
             raise InputError(
                 f"The text {text[:60]!r}… is longer than the {length} tokens that the text tower takes; shorten "
-                "the class name "
-                "or --template."
+                "the class name or `templates`."
             )
 
 
@@ -234,13 +233,13 @@ def _check_tower(live: nn.Module, tower: Tower, size: tuple[int, int], model: Te
     if ours.shape != theirs.shape:
         raise InputError(
             f"The image tower embeds in {ours.shape[-1]} channels and open_clip's {model} in {theirs.shape[-1]}; give the "
-            "--open-clip model that the tower belongs to."
+            "`open_clip` model that the tower belongs to."
         )
     cosine = float(nn.functional.cosine_similarity(ours, theirs).min())
     if not cosine >= SAME_TOWER:
         raise InputError(
             f"The image tower is not that of open_clip's {model}: their embeddings of one image have cosine {cosine:.3f}, "
-            f"expected {SAME_TOWER} or more, so the texts may not fit. Give the --open-clip model and weights that "
+            f"expected {SAME_TOWER} or more, so the texts may not fit. Give the `open_clip` model and weights that "
             "the tower belongs to; "
-            "for a tower that was trained further, save the class embeddings and give --class-embeddings FILE."
+            "for a tower that was trained further, save the class embeddings and give `class_embeddings`."
         )

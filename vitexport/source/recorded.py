@@ -156,7 +156,7 @@ def _config(file: WeightsFile) -> Recorded:
     if isinstance(kind, str):
         raise InputError(
             f"{file.path} is a {kind} model of transformers, whose layers are not timm's; of transformers' own models only "
-            "vit is read. Load it in Python and give the module: vitexport.build(model=…), or --model-from FILE.py:FUNCTION."
+            "vit is read. Load it in Python and give the module: vitexport.build(model=…), or `model_from`."
         )
     return Recorded()
 

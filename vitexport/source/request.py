@@ -91,12 +91,12 @@ class ModelRequest:
 
 # Arguments of timm.create_model that vitexport has options for, or whose result it cannot vouch for.
 REFUSED_KWARGS = {
-    "checkpoint_path": "--checkpoint FILE",
-    "pretrained": "--pretrained or --no-pretrained",
-    "pretrained_cfg": "--mean, --std, --crop-pct, --crop-mode and --interpolation",
-    "pretrained_cfg_overlay": "--mean, --std, --crop-pct, --crop-mode and --interpolation",
+    "checkpoint_path": "`checkpoint`",
+    "pretrained": "`pretrained` or `pretrained=False`",
+    "pretrained_cfg": "`mean`, `std`, `crop_pct`, `crop_mode` and `interpolation`",
+    "pretrained_cfg_overlay": "`mean`, `std`, `crop_pct`, `crop_mode` and `interpolation`",
     "pretrained_strict": "weights that fit the model",
-    "features_only": "--features 2,5,8,11",
+    "features_only": "`features=2,5,8,11`",
     "scriptable": "no such flag: the exporter sets what it needs",
     "exportable": "no such flag: the exporter sets what it needs",
 }
@@ -141,16 +141,16 @@ def check_outputs(request: ModelRequest) -> None:
     head, features = request.head, request.features
     # Class texts make a classifier of any embedding.
     if request.softmax and not request.zero_shot and (head not in (None, "classifier") or (head is None and features)):
-        raise UsageError("--softmax makes probabilities of logits, and no classifier is asked for; leave it out.")
+        raise UsageError("`softmax` makes probabilities of logits, and no classifier is asked for; leave it out.")
     if not features:
         return
     shown = ",".join(map(str, features))
     if head == "none":
-        raise UsageError("--features with --head none: give --features alone, or with classifier, features or tokens.")
+        raise UsageError("`features` with `head=none`: give `features` alone, or with classifier, features or tokens.")
     if min(features) < 0:
-        raise UsageError(f"--features {shown}: count blocks or stages from 0.")
+        raise UsageError(f"`features={shown}`: count blocks or stages from 0.")
     if len(set(features)) != len(features) or sorted(features) != list(features):
-        raise UsageError(f"--features {shown}: give each index once, in rising order.")
+        raise UsageError(f"`features={shown}`: give each index once, in rising order.")
 
 
 # Fields that describe a named model, and say nothing of a module of one's own.
@@ -169,8 +169,8 @@ def check_own(request: ModelRequest) -> None:
     if request.module is None and request.model_from is None:
         if request.name is None and request.checkpoint is None:
             raise UsageError(
-                "No model was given; give the name of one, or --checkpoint FILE that says which model it is of, or "
-                "--model-from for a module of your own."
+                "No model was given; give the name of one, or `checkpoint` that says which model it is of, or "
+                "`model_from` for a module of your own."
             )
         if request.preprocess is not None:
             raise UsageError(f"preprocess is for a module of one's own; for {request.name} give {_listed(_OF_PREPROCESS)}.")

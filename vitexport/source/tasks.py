@@ -22,20 +22,20 @@ def decide_task(requested: Task | None, recorded: Task | None, *, classes: int |
     if not classes:
         if requested not in (None, "embedding"):
             raise UsageError(
-                f"--task {requested} reads a classifier, and {name} ends in none as it is asked for; leave out --head and "
-                "--features, or give --num-classes and a checkpoint that has a classifier."
+                f"`task={requested}` reads a classifier, and {name} ends in none as it is asked for; leave out `head` and "
+                "`features`, or give `num_classes` and a checkpoint that has a classifier."
             )
         return "embedding"
     if requested is not None and recorded is not None and requested != recorded:
         raise UsageError(
-            f"--task {requested} contradicts the checkpoint, which was trained for {recorded} (its problem_type); leave out "
-            f"--task, or give --task {recorded}."
+            f"`task={requested}` contradicts the checkpoint, which was trained for {recorded} (its problem_type); leave out "
+            f"`task`, or give `task={recorded}`."
         )
     task = requested or recorded
     if task is None and classes == 1:
         raise UsageError(
-            f"{name} has one output, and nothing says what it is: give --task classification (one logit: two classes by its "
-            "sign, sigmoid) or --task regression (a number in a unit of its own)."
+            f"{name} has one output, and nothing says what it is: give `task=classification` (one logit: two classes by its "
+            "sign, sigmoid) or `task=regression` (a number in a unit of its own)."
         )
     return task or "classification"
 
@@ -47,9 +47,9 @@ def check_request(request: ModelRequest) -> None:
         UsageError: `request` contradicts itself.
     """
     if request.task == "embedding" and (request.head == "classifier" or request.softmax):
-        option = "--softmax" if request.softmax else "--head classifier"
+        option = "`softmax`" if request.softmax else "`head=classifier`"
         raise UsageError(
-            f"--task embedding gives what the classifier reads, so {option} contradicts it; leave out one of the two."
+            f"`task` embedding gives what the classifier reads, so {option} contradicts it; leave out one of the two."
         )
 
 
@@ -78,4 +78,4 @@ def check_softmax(task: Task, classes: int) -> None:
         "multi-label": "makes the labels share one whole, and several can be true; predict and model.app.onnx give sigmoids",
         "regression": "makes shares of numbers that have a unit of their own",
     }
-    raise UsageError(f"--softmax {reasons[task]}. Leave out --softmax.")
+    raise UsageError(f"`softmax` {reasons[task]}. Leave out `softmax`.")

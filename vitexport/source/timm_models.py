@@ -20,7 +20,7 @@ from vitexport.source.families import check_family
 from vitexport.source.request import ModelRequest, create_kwargs
 
 HUB_TIMEOUT_SECONDS = 5
-WAYS_OUT = "Give local weights with --checkpoint FILE, or export untrained weights with --no-pretrained."
+WAYS_OUT = "Give local weights with `checkpoint`, or export untrained weights with `pretrained=False`."
 
 
 def check_name(name: str) -> None:

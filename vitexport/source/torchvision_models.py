@@ -83,7 +83,7 @@ def create(request: ModelRequest, *, weights: bool) -> nn.Module:
     """
     kwargs, asked = create_kwargs(request), str(request.name)
     if kwargs.get("in_chans", 3) != 3:
-        raise InputError("torchvision's models take 3 channels; for another number give a timm model and --in-chans.")
+        raise InputError("torchvision's models take 3 channels; for another number give a timm model and `in_chans`.")
     # A checkpoint of one's own, too, is of the size and takes the pictures of the weights that the name stands for.
     chosen = _weights(asked) if request.pretrained or request.checkpoint is not None else None
     downloaded = weights and request.checkpoint is None

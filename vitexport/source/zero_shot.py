@@ -81,26 +81,22 @@ def check_request(request: ModelRequest) -> None:
     """
     asked = request.zero_shot
     if request.class_embeddings is not None and request.classes is not None:
-        raise UsageError("--class-embeddings and --classes both say what the classes are; give one of them.")
-    for option, value in (("--logit-scale", request.logit_scale), ("--logit-bias", request.logit_bias)):
+        raise UsageError("`class_embeddings` and `classes` both say what the classes are; give one of them.")
+    for option, value in (("`logit_scale`", request.logit_scale), ("`logit_bias`", request.logit_bias)):
         if value is not None and not asked:
-            raise UsageError(
-                f"{option} is for zero-shot classifiers: give --class-embeddings FILE or --classes FILE with it."
-            )
-    for option, given in (("--template", request.templates), ("--open-clip", request.open_clip)):
+            raise UsageError(f"{option} is for zero-shot classifiers: give `class_embeddings` or `classes` with it.")
+    for option, given in (("`templates`", request.templates), ("`open_clip`", request.open_clip)):
         if given and request.classes is None:
-            raise UsageError(
-                f"{option} is for the text tower that --classes FILE asks for; leave it out, or give --classes."
-            )
+            raise UsageError(f"{option} is for the text tower that `classes` asks for; leave it out, or give `classes`.")
     for template in request.templates:
         _check_template(template)
     _check_numbers(request)
     if asked and request.task in ("regression", "embedding"):
         raise UsageError(
-            f"--task {request.task} contradicts class texts, which make classes or labels; leave out one of them."
+            f"`task={request.task}` contradicts class texts, which make classes or labels; leave out one of them."
         )
     if asked and request.head == "tokens":
-        raise UsageError("--head tokens gives one embedding for each token; a zero-shot classifier needs one for the image.")
+        raise UsageError("`head=tokens` gives one embedding for each token; a zero-shot classifier needs one for the image.")
 
 
 def _check_template(template: str) -> None:
@@ -109,22 +105,22 @@ def _check_template(template: str) -> None:
     except (LookupError, ValueError, AttributeError):
         fits = False
     if not fits:
-        raise UsageError(f"--template {template!r} has no single {{}} for the class name, as in 'a photo of a {{}}.'.")
+        raise UsageError(f"`templates`: {template!r} has no single {{}} for the class name, as in 'a photo of a {{}}.'.")
 
 
 def _check_numbers(request: ModelRequest) -> None:
     scale, bias = request.logit_scale, request.logit_bias
     if scale is not None and not (math.isfinite(scale) and 0 < scale <= 1000):
-        raise UsageError(f"--logit-scale {scale:g} is not a factor of the cosine; CLIP's is 100, SigLIP's about 112.")
+        raise UsageError(f"`logit_scale={scale:g}` is not a factor of the cosine; CLIP's is 100, SigLIP's about 112.")
     # What checkpoints store is 2.3 of an untrained model to 4.8; a factor as small as that would make all classes alike.
     if scale is not None and 2 <= scale < 5:
         raise UsageError(
-            f"--logit-scale {scale:g} looks like the logarithm that checkpoints store; give its exponential, "
+            f"`logit_scale={scale:g}` looks like the logarithm that checkpoints store; give its exponential, "
             f"{math.exp(scale):.4g}. If a factor of {scale:g} is meant, store its logarithm as logit_scale in the file of "
             "class embeddings."
         )
     if bias is not None and not (math.isfinite(bias) and abs(bias) <= 1000):
-        raise UsageError(f"--logit-bias {bias:g} is not a bias of logits; SigLIP's is about -16.5.")
+        raise UsageError(f"`logit_bias={bias:g}` is not a bias of logits; SigLIP's is about -16.5.")
 
 
 def check_tower(model: nn.Module, request: ModelRequest, labels: Sequence[str] | None) -> None:
@@ -141,7 +137,7 @@ def check_tower(model: nn.Module, request: ModelRequest, labels: Sequence[str] |
     if labels is not None and request.head in (None, "classifier"):
         raise UsageError(
             f"{request.name} ends in a classifier of {len(labels)} classes ({labels[0]}, …), not in an embedding. Name an "
-            "image tower such as vit_base_patch16_clip_224.laion2b, or give --head features for what the classifier reads."
+            "image tower such as vit_base_patch16_clip_224.laion2b, or give `head=features` for what the classifier reads."
         )
     config = getattr(model, "pretrained_cfg", {})
     notes = " ".join(map(str, config.get("notes") or ()))
@@ -239,19 +235,18 @@ def scale_and_bias(given: ClassEmbeddings, request: ModelRequest, architecture: 
     Raises:
         UsageError: Nothing says them, or two things say different ones.
     """
-    scale = _agreed("--logit-scale", request.logit_scale, given.logit_scale, given.origin)
-    bias = _agreed("--logit-bias", request.logit_bias, given.logit_bias, given.origin)
+    scale = _agreed("`logit_scale`", request.logit_scale, given.logit_scale, given.origin)
+    bias = _agreed("`logit_bias`", request.logit_bias, given.logit_bias, given.origin)
     if "siglip" in architecture and (scale is None or bias is None):
         raise UsageError(
             f"{request.name} is a SigLIP, whose logits have a scale and a bias that were trained with it; give "
-            "--logit-scale "
-            f"and --logit-bias (open_clip: model.logit_scale.exp() and model.logit_bias), or store both in {given.origin}."
+            f"`logit_scale` and `logit_bias` (open_clip: model.logit_scale.exp() and model.logit_bias), or "
+            f"store both in {given.origin}."
         )
     if scale is None and "clip" not in architecture:
         raise UsageError(
             f"{request.name} is no CLIP by its name, and nothing says what the cosine is multiplied with; give "
-            "--logit-scale "
-            f"({CLIP_SCALE:g} for a CLIP), or store logit_scale in {given.origin}."
+            f"`logit_scale` ({CLIP_SCALE:g} for a CLIP), or store logit_scale in {given.origin}."
         )
     return CLIP_SCALE if scale is None else scale, bias
 
@@ -296,7 +291,7 @@ def add_classes(
     elif request.class_embeddings is not None:
         given = read_class_embeddings(request.class_embeddings)
     else:
-        raise UsageError("A zero-shot classifier needs --class-embeddings FILE or --classes FILE.")
+        raise UsageError("A zero-shot classifier needs `class_embeddings` or `classes`.")
     given = settle(given, width, str(request.name))
     scale, bias = scale_and_bias(given, request, _architecture(model, str(request.name)))
     exposed.task = _task(request, has_bias=bias is not None)

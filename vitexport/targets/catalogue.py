@@ -122,7 +122,7 @@ def _refuse_jetpack(device: Device, jetpack: str | None) -> None:
     if jetpack is not None:
         raise UsageError(
             f"JetPack {jetpack} was given for {device.id} ({device.name}), which is not a Jetson; "
-            "only targets whose name begins with jetson- take one. Leave --jetpack out."
+            "only targets whose name begins with jetson- take one. Leave `jetpack` out."
         )
 
 
@@ -138,7 +138,7 @@ def _release(device: Device, asked: str | None, rows: Rows) -> tuple[str, JetPac
             if stack.carries(asked) and version_key(asked) >= version_key(release):
                 return asked, stack
     valid = ", ".join(_spelled(release, stack) for release, stack in stacks.items())
-    raise UsageError(f"JetPack {asked} does not run on {device.id} ({device.name}). Valid for --jetpack: {valid}.")
+    raise UsageError(f"JetPack {asked} does not run on {device.id} ({device.name}). Valid for `jetpack`: {valid}.")
 
 
 def _spelled(release: str, stack: JetPack) -> str:

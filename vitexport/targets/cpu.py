@@ -109,12 +109,12 @@ def misfit(target: Target, cpu: MachineCpu, *, precision: str) -> str | None:
             "project), or build an fp16 variant to look at it here."
         )
     if cpu.arch != target.cpu.arch:
-        return f"{made_for}; this machine is {cpu}. Build one with --target {_cure(cpu)}."
+        return f"{made_for}; this machine is {cpu}. Build one with {_cure(cpu)}."
     reason = lacking(target, cpu) if precision == "int8" else None
     if reason is None:
         return None
     safe = any(device.cpu and not device.cpu.required_flags for device in _classes(cpu.arch))
-    cure = f"Build an int8 variant with --target {_cure(cpu)}" if safe else "Build an fp32 variant"
+    cure = f"Build an int8 variant with {_cure(cpu)}" if safe else "Build an fp32 variant"
     return f"{made_for}: {reason}. {cure}."
 
 
@@ -149,7 +149,7 @@ def _all_classes() -> list[Device]:
 
 
 def _cure(cpu: MachineCpu) -> str:
-    return classify(cpu) if _classes(cpu.arch) else "cpu on that machine"
+    return f"`target={classify(cpu)}`" if _classes(cpu.arch) else "`target=cpu` on that machine"
 
 
 def _usable(flags: frozenset[str]) -> frozenset[str]:

@@ -119,7 +119,7 @@ def _attention(target: Target, precision: str) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             message=f"TensorRT {target.tensorrt} of JetPack {target.jetpack} has no fused attention on Orin, which "
-            "costs speed. Use --jetpack 6.0 or later (TensorRT 8.6.2), if the device can be upgraded.",
+            "costs speed. Use `jetpack=6.0` or later (TensorRT 8.6.2), if the device can be upgraded.",
         )
 
 

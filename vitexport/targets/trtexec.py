@@ -59,5 +59,5 @@ def check_words(words: Sequence[str], tensorrt: str) -> None:
     if unknown := [name for name in names if not reads(name, tensorrt)]:
         raise ToolchainError(
             f"trtexec of TensorRT {tensorrt} does not read --{', --'.join(unknown)}. Build for a newer stack "
-            "(--jetpack), or with --precision fp32, which needs no options of its own."
+            "(`jetpack`), or with `precision=fp32`, which needs no options of its own."
         )

@@ -77,7 +77,7 @@ def name_of(bundles: Sequence[Bundle], request: ServeRequest) -> str:
         UsageError: They are of different models, or `request` is not usable.
     """
     if (1 if request.instances is None else request.instances) < 1 or (request.queue_delay_us or 0) < 0:
-        raise UsageError("--instances must be 1 or more, and --queue-delay 0 or more microseconds.")
+        raise UsageError("`instances` must be 1 or more, and `queue_delay` 0 or more microseconds.")
     facts = {(bundle.manifest.model["weights_sha256"], bundle.manifest.outputs, bundle.manifest.batch) for bundle in bundles}
     if len(facts) != 1:
         raise UsageError(
@@ -90,7 +90,7 @@ def name_of(bundles: Sequence[Bundle], request: ServeRequest) -> str:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", own).strip("-.")[:_LONGEST_NAME] or "model"
     if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
         raise UsageError(
-            f"--name {name[:40]!r} is not a model name; use at most {_LONGEST_NAME} letters, digits, '.', '_' and '-'."
+            f"`name` {name[:40]!r} is not a model name; use at most {_LONGEST_NAME} letters, digits, '.', '_' and '-'."
         )
     return name
 
@@ -105,8 +105,8 @@ def models_of(bundles: Sequence[Bundle], name: str, request: ServeRequest) -> li
     batch = bundles[0].manifest.batch
     if request.queue_delay_us is not None and not joins(batch):
         raise UsageError(
-            f"--queue-delay is for requests that share a batch, and this model takes batch {batch}; build it with a range "
-            "from 1, such as --batch 1:8:32, or leave the option out."
+            f"`queue_delay` is for requests that share a batch, and this model takes batch {batch}; build it with a range "
+            "from 1, such as `batch=1:8:32`, or leave the option out."
         )
     plans = _plans(bundles)
     if plans:

@@ -117,7 +117,7 @@ def _staging(repository: Path, name: str, undo: contextlib.ExitStack) -> Iterato
 def _exists(folder: Path) -> bool:
     """Whether there is a model: what a kill left of one, folders to be renamed, is none."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; choose another --name.")
+        raise InputError(f"{folder} is not a folder; choose another `name`.")
     return folder.exists() and not all(path.name.endswith(PARTIAL) for path in folder.iterdir())
 
 
@@ -172,15 +172,15 @@ def _check_place(folder: Path, model: TritonModel, request: ServeRequest) -> Non
     if _interface(kept) != _interface(_config_text(model)):
         raise InputError(
             f"{config} describes a model with other inputs, outputs or batches than this bundle's, and a new version must "
-            "have the same; choose another --name."
+            "have the same; choose another `name`."
         )
     if model.labels is not None and _read(labels) != _labels(model.labels):
         raise InputError(
-            f"{labels} holds other names than this bundle's, and one file serves all versions; choose another --name."
+            f"{labels} holds other names than this bundle's, and one file serves all versions; choose another `name`."
         )
     for option, asked, block, field in (
-        ("--instances", request.instances, "instance_group", "count"),
-        ("--queue-delay", request.queue_delay_us, "dynamic_batching", "max_queue_delay_microseconds"),
+        ("`instances`", request.instances, "instance_group", "count"),
+        ("`queue_delay`", request.queue_delay_us, "dynamic_batching", "max_queue_delay_microseconds"),
     ):
         there = re.findall(rf"\b{field}\s*:\s*(\d+)", _block(kept, block))
         if asked is not None and block in model.config and there != [str(asked)]:
@@ -196,7 +196,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path.parent} exists and has no {path.name} that can be read ({error}); choose another --name."
+            f"{path.parent} exists and has no {path.name} that can be read ({error}); choose another `name`."
         ) from None
 
 

@@ -96,7 +96,7 @@ def _of_values(spec: PreprocessSpec) -> list[Alternative]:
     found = [
         Alternative(
             name=name,
-            cure=f"--mean {_numbers(mean)} --std {_numbers(std)}",
+            cure=f"`mean={_numbers(mean)}` `std={_numbers(std)}`",
             spec=_with_values(spec, mean, std),
         )
         for name, (mean, std) in known.items()
@@ -117,19 +117,19 @@ def _with_values(spec: PreprocessSpec, mean: tuple[float, ...], std: tuple[float
 
 def _of_geometry(spec: PreprocessSpec) -> list[Alternative]:
     found = [
-        Alternative(name=f"crop_pct {crop:g}", cure=f"--crop-pct {crop:g}", spec=dataclasses.replace(spec, crop_pct=crop))
+        Alternative(name=f"crop_pct {crop:g}", cure=f"`crop_pct={crop:g}`", spec=dataclasses.replace(spec, crop_pct=crop))
         for crop in CROPS
     ]
     if spec.crop_mode != "squash":
         squashed = dataclasses.replace(spec, crop_mode="squash", crop_pct=1.0)
-        found.append(Alternative(name="squashed pictures", cure="--crop-mode squash --crop-pct 1", spec=squashed))
+        found.append(Alternative(name="squashed pictures", cure="`crop_mode=squash` `crop_pct=1`", spec=squashed))
     else:
         whole = dataclasses.replace(spec, crop_mode="center")
-        found.append(Alternative(name="a centre crop", cure="--crop-mode center", spec=whole))
+        found.append(Alternative(name="a centre crop", cure="`crop_mode=center`", spec=whole))
     other = {"bicubic": "bilinear"}.get(spec.interpolation, "bicubic")
     found.append(
         Alternative(
-            name=f"{other} resizing", cure=f"--interpolation {other}", spec=dataclasses.replace(spec, interpolation=other)
+            name=f"{other} resizing", cure=f"`interpolation={other}`", spec=dataclasses.replace(spec, interpolation=other)
         )
     )
     return found

@@ -111,16 +111,14 @@ class BenchRequest:
             UsageError: The artifact does not take that batch in one call, or a batch and a sweep are asked for.
         """
         if self.sweep and self.batch is not None:
-            raise UsageError("--sweep and --batch exclude each other; give one of them.")
+            raise UsageError("`sweep` and `batch` exclude each other; give one of them.")
         if self.sweep:
             powers = {1 << exponent for exponent in range(accepted.maximum.bit_length())}
             inside = {size for size in powers if accepted.minimum <= size <= accepted.maximum}
             return tuple(sorted(inside | {accepted.minimum, accepted.optimum, accepted.maximum}))
         size = accepted.optimum if self.batch is None else self.batch
         if not accepted.minimum <= size <= accepted.maximum:
-            raise UsageError(
-                f"Batch {size} cannot be timed: the bundle takes {accepted}. Build one with --batch MIN:OPT:MAX."
-            )
+            raise UsageError(f"Batch {size} cannot be timed: the bundle takes {accepted}. Build one with `batch`.")
         return (size,)
 
 
@@ -270,7 +268,7 @@ def few_calls(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     fewest = min((int(row["calls"]) for row in rows), default=CALLS_FOR_P99)
     if fewest >= CALLS_FOR_P99:
         return ()
-    return (f"p99 of fewer than {CALLS_FOR_P99} calls (here {fewest}) is next to the slowest one; --seconds times longer.",)
+    return (f"p99 of fewer than {CALLS_FOR_P99} calls (here {fewest}) is next to the slowest one; `seconds` times longer.",)
 
 
 def with_bench(report: Report, timed: Report) -> Report:

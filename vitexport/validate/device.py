@@ -65,11 +65,11 @@ def validate_bundle(
     answer = answer_of(specs)
     if answer is None:
         if data is not None:
-            raise UsageError(f"--data: {title(model)} names no classes, so it has no accuracy; leave --data out.")
+            raise UsageError(f"`data`: {title(model)} names no classes, so it has no accuracy; leave `data` out.")
         checks.append(skipped("accuracy", "the model names no classes"))
     elif data is None:
         form = "DIR" if model.manifest.task == "classification" else "FILE.csv"
-        checks.append(skipped(ACCURACY[model.manifest.task], f"no labelled images were given (--data {form})"))
+        checks.append(skipped(ACCURACY[model.manifest.task], f"no labelled images were given (`data` {form})"))
     else:
         scores = answers(model, answer, data, progress)
         found, measurements["accuracy"] = judge_data(model, answer, data, scores, built.get("accuracy", {}), budget)

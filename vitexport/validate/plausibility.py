@@ -111,7 +111,7 @@ def unlabelled(scores: NDArray[np.float32], folders: Sequence[str], whose: str) 
     return skipped(
         NAME,
         f"{whose} answers are {seen} different classes on {len(predicted)} pictures; whether they are right, only labelled "
-        "pictures tell (--data DIR)",
+        "pictures tell (`data`)",
     )
 
 
@@ -158,11 +158,11 @@ def check_expectation(percent: float | None, *, labelled: bool) -> None:
     if percent is None:
         return
     if not 0 < percent <= 100:
-        raise UsageError(f"--expect-top1 is {percent:g}; it must be a top-1 above 0 and up to 100 percent.")
+        raise UsageError(f"`expect_top1` is {percent:g}; it must be a top-1 above 0 and up to 100 percent.")
     if percent < 1:
-        raise UsageError(f"--expect-top1 is {percent:g} percent; for a share of {percent:g} give {100 * percent:g}.")
+        raise UsageError(f"`expect_top1` is {percent:g} percent; for a share of {percent:g} give {100 * percent:g}.")
     if not labelled:
-        raise UsageError("--expect-top1 needs labelled pictures: give --data DIR with one folder per class.")
+        raise UsageError("`expect_top1` needs labelled pictures: give `data` with one folder per class.")
 
 
 def expected_top1(percent: float, measured: Mapping[str, float], count: int) -> Check:

@@ -148,18 +148,18 @@ def _apply(api: Any, title: str, builder: Any, config: Any, options: BuilderOpti
     if options.optimization_level is not None:
         if not hasattr(config, "builder_optimization_level"):
             raise ToolchainError(
-                f"{title} has no builder optimization level (8.6 and later have one); leave --optimization-level out."
+                f"{title} has no builder optimization level (8.6 and later have one); leave `optimization_level` out."
             )
         config.builder_optimization_level = options.optimization_level
     if options.version_compatible:
-        _set_flags(api, title, config, ("VERSION_COMPATIBLE",), "--version-compatible (TensorRT 8.6 and later)")
+        _set_flags(api, title, config, ("VERSION_COMPATIBLE",), "`version_compatible` (TensorRT 8.6 and later)")
     if options.strip_weights:
         # Refitted with the same weights, an engine may still be optimized for their values.
-        _set_flags(api, title, config, ("STRIP_PLAN", "REFIT_IDENTICAL"), "--strip-weights (TensorRT 10.0 and later)")
+        _set_flags(api, title, config, ("STRIP_PLAN", "REFIT_IDENTICAL"), "`strip_weights` (TensorRT 10.0 and later)")
     if options.hardware_compatible:
         levels = getattr(api, "HardwareCompatibilityLevel", None)
         if levels is None:
-            raise _lacks(title, "--hardware-compatible (TensorRT 8.6 and later)")
+            raise _lacks(title, "`hardware_compatible` (TensorRT 8.6 and later)")
         config.hardware_compatibility_level = levels.AMPERE_PLUS
     if options.dla_core is not None:
         _use_dla(api, title, builder, config, options.dla_core)
@@ -191,7 +191,7 @@ def _use_dla(api: Any, title: str, builder: Any, config: Any, core: int) -> None
     cores = int(builder.num_DLA_cores)
     if not 0 <= core < cores:
         there = f"only cores 0 to {cores - 1}" if cores else "no Deep Learning Accelerator"
-        raise ToolchainError(f"--dla {core}: {title} finds {there} on this device.")
+        raise ToolchainError(f"`dla={core}`: {title} finds {there} on this device.")
     config.default_device_type = api.DeviceType.DLA
     config.DLA_core = core
     # Attention and LayerNormalization are no operators of a DLA; without this they would be an error.
@@ -246,7 +246,7 @@ def _network_flags(api: Any, recipe: EngineRecipe) -> int:
         if "STRONGLY_TYPED" not in members:
             raise ToolchainError(
                 f"TensorRT {api.__version__} has no strongly typed networks (10.0 and later do), "
-                "but the bundle was built for one that has; build it again with the device's own --jetpack."
+                "but the bundle was built for one that has; build it again with the device's own `jetpack`."
             )
         flags |= 1 << int(members["STRONGLY_TYPED"])
     if "EXPLICIT_BATCH" in members and version_tuple(api) < (10,):
@@ -273,7 +273,7 @@ def _configure(api: Any, builder: Any, network: Any, config: Any, recipe: Engine
         if flag not in api.BuilderFlag.__members__:
             raise ToolchainError(
                 f"TensorRT {api.__version__} has no builder flag {flag} (none is left for types), "
-                "but the bundle was built for one that has; build it again with the device's own --jetpack."
+                "but the bundle was built for one that has; build it again with the device's own `jetpack`."
             )
         config.set_flag(getattr(api.BuilderFlag, flag))
     return _constrain(api, network, config, recipe.fp32_layers) if recipe.fp32_layers else ()
