@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_said(opened: Open, text: str | bytes, task: Task, 
 
 
 def test_what_has_no_order_needs_names(opened: Open) -> None:
-    with pytest.raises(InputError, match="give --labels FILE"):
+    with pytest.raises(InputError, match="give `labels`"):
         opened("image,labels\npictures/a.png,cat\n", names=None)
     with pytest.raises(InputError, match="has 2 columns beside image"):
         opened("image,cat,dog\npictures/a.png,1,0\n", names=None)

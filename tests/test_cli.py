@@ -497,11 +497,11 @@ def without_labels(folder: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--class-order", "natural"), 2, "sorts the class folders of --data DIR"),
+        (("--class-order", "natural"), 2, "sorts the class folders of --data"),
         (("--class-order", "natural", "--labels", "labels.txt"), 2, "no effect with --labels"),
         (("--data", "DATA"), 3, "1, 10, 2, 3, … in string order"),
         (("--data", "DATA", "--class-order", "natural", "--expect-top1", "0.99"), 2, "give 99"),
-        (("--expect-top1", "99"), 2, "give --data DIR"),
+        (("--expect-top1", "99"), 2, "give --data"),
     ],
 )
 def test_an_order_of_classes_that_cannot_be_known_or_used_is_refused(

@@ -313,7 +313,7 @@ def test_where_the_two_orders_differ_nothing_is_guessed(tmp_path: Path) -> None:
     for index in range(1, 11):
         put(tmp_path / str(index) / "1.png")
     orders = r"1, 2, 3, 4, … in natural order \(timm's\) and 1, 10, 2, 3, … in string order"
-    with pytest.raises(InputError, match=rf"{orders}.*--labels FILE.*--class-order natural or string"):
+    with pytest.raises(InputError, match=rf"{orders}.*`labels`.*`class_order` natural or string"):
         open_labelled(tmp_path, labels=None, synsets=None, classes=10)
     natural = open_labelled(tmp_path, labels=None, synsets=None, classes=10, order="natural")
     string = open_labelled(tmp_path, labels=None, synsets=None, classes=10, order="string")

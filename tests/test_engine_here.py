@@ -208,9 +208,9 @@ def test_stripped_weights_come_back_from_the_onnx(generation: str, make_device: 
 @pytest.mark.parametrize(
     ("generation", "request_", "named"),
     [
-        ("8.5", EngineRequest(version_compatible=True), "--version-compatible"),
-        ("8.5", EngineRequest(strip_weights=True), "--strip-weights"),
-        ("8.6", EngineRequest(strip_weights=True), "--strip-weights"),
+        ("8.5", EngineRequest(version_compatible=True), "`version_compatible`"),
+        ("8.5", EngineRequest(strip_weights=True), "`strip_weights`"),
+        ("8.6", EngineRequest(strip_weights=True), "`strip_weights`"),
     ],
 )
 def test_what_a_library_lacks_is_refused_by_the_options_name(
@@ -229,10 +229,10 @@ def test_a_dla_core_is_used_where_there_is_one(orin: Device) -> None:
     assert orin.conduct.built[0]["dla"] == 1
     # The fake refuses an engine that is loaded for another core than its own.
     load(orin.root, backend="tensorrt").close()
-    with pytest.raises(ToolchainError, match=r"--dla 2: .* finds only cores 0 to 1 on this device"):
+    with pytest.raises(ToolchainError, match=r"`dla=2`: .* finds only cores 0 to 1 on this device"):
         build_here(orin.bundle, EngineRequest(dla_core=2))
     orin.conduct.dla_cores = 0
-    with pytest.raises(ToolchainError, match=r"--dla 0: .* finds no Deep Learning Accelerator"):
+    with pytest.raises(ToolchainError, match=r"`dla=0`: .* finds no Deep Learning Accelerator"):
         build_here(orin.bundle, EngineRequest(dla_core=0))
 
 

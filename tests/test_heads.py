@@ -149,14 +149,14 @@ def test_tokens_and_maps_of_a_hierarchical_model_are_in_one_order(request_: Mode
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"softmax": True, "head": "none"}, "--softmax makes probabilities of logits, and no classifier"),
+        ({"softmax": True, "head": "none"}, "`softmax` makes probabilities of logits, and no classifier"),
         ({"softmax": True, "head": "features"}, "no classifier is asked for"),
         ({"softmax": True, "head": "tokens"}, "no classifier is asked for"),
         ({"softmax": True, "features": (0,)}, "no classifier is asked for"),
         ({"softmax": True, "num_classes": 0}, "no classifier is asked for"),
-        ({"features": (1, 0)}, r"--features 1,0: give each index once, in rising order"),
-        ({"features": (0, 0)}, r"--features 0,0: give each index once"),
-        ({"features": (0,), "head": "none"}, r"--features with --head none: give --features alone, or with"),
+        ({"features": (1, 0)}, r"`features=1,0`: give each index once, in rising order"),
+        ({"features": (0, 0)}, r"`features=0,0`: give each index once"),
+        ({"features": (0,), "head": "none"}, r"`features` with `head=none`: give `features` alone, or with"),
         ({"head": "classifier", "num_classes": 0}, r"has no classifier \(num_classes is 0\); give `num_classes`"),
     ],
     ids=str,

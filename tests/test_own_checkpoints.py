@@ -48,7 +48,7 @@ def test_what_was_done_is_said(tmp_path: Path) -> None:
     path = saved({"epoch": 37, "state_dict": state, "state_dict_ema": state}, tmp_path / "model_best.pth.tar")
     source = load(request(path, img_size=32))[1]
     assert source.loading == (
-        'model_best.pth.tar: state_dict (EMA present, not used; --ema takes it), prefix "model.", epoch 37, num_classes 5, '
+        'model_best.pth.tar: state_dict (EMA present, not used; `ema` takes it), prefix "model.", epoch 37, num_classes 5, '
         "depth 1, position embedding 3×3 → 2×2, resampled"
     )
     assert source.notes == (
@@ -99,13 +99,13 @@ def test_arguments_that_contradict_the_tensors_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 7}, r"they have num_classes 5, and --num-classes 7 was given"),
-        ({"kwargs": {"depth": 2}}, r"they have depth 1, and --model-kwarg depth=2 was given"),
-        ({"kwargs": {"patch_size": 8}}, r"they have patch_size 16, and --model-kwarg patch_size=8"),
-        ({"kwargs": {"in_chans": 1}}, r"they have in_chans 3, and --in-chans 1 was given"),
-        ({"kwargs": {"reg_tokens": 4}}, r"they have reg_tokens 0, and --model-kwarg reg_tokens=4"),
-        ({"kwargs": {"global_pool": "avg"}}, r"they have global_pool token, and --model-kwarg global_pool=avg"),
-        ({"kwargs": {"init_values": 1e-5}}, r"they have init_values None, and --model-kwarg init_values=1e-05"),
+        ({"num_classes": 7}, r"they have num_classes 5, and `num_classes=7` was given"),
+        ({"kwargs": {"depth": 2}}, r"they have depth 1, and `kwargs=depth=2` was given"),
+        ({"kwargs": {"patch_size": 8}}, r"they have patch_size 16, and `kwargs=patch_size=8`"),
+        ({"kwargs": {"in_chans": 1}}, r"they have in_chans 3, and `in_chans=1` was given"),
+        ({"kwargs": {"reg_tokens": 4}}, r"they have reg_tokens 0, and `kwargs=reg_tokens=4`"),
+        ({"kwargs": {"global_pool": "avg"}}, r"they have global_pool token, and `kwargs=global_pool=avg`"),
+        ({"kwargs": {"init_values": 1e-5}}, r"they have init_values None, and `kwargs=init_values=1e-05`"),
         ({"name": "vit_small_patch16_224"}, r"are 192 wide and vit_small_patch16_224 is 384; how many heads"),
     ],
 )

@@ -189,7 +189,7 @@ def test_auto_ships_what_is_within_the_budget_and_else_the_widest(
 def test_auto_without_calibration_ships_float(tmp_path: Path) -> None:
     built = tiny(tmp_path, "cpu")
     assert built.bundle.manifest.precision == "fp32"
-    assert any("--calibration DIR" in note for note in built.report.notes)
+    assert any("`calibration`" in note for note in built.report.notes)
     # What ships is in ONNX Runtime's own operators; the float export, for any other runtime, lies beside it.
     operators = {
         role: {node.op_type for node in onnx.load(path).graph.node}

@@ -251,19 +251,19 @@ def test_one_positive_name_is_enough(models: dict[Task, ModelRequest], tmp_path:
 @pytest.mark.parametrize(
     ("change", "words", "expected"),
     [
-        ({"task": None, "num_classes": 1}, {}, "--task classification .* --task regression"),
-        ({"task": "classification", "num_classes": 1, "softmax": True}, {}, "--softmax of one logit is always 1"),
-        ({"task": "multi-label", "softmax": True}, {}, "--softmax makes the labels share one whole"),
-        ({"task": "regression", "softmax": True}, {}, "--softmax makes shares of numbers"),
-        ({"task": "embedding", "softmax": True}, {}, "--task embedding gives what the classifier reads"),
-        ({"task": "embedding", "head": "classifier"}, {}, "--head classifier contradicts it"),
-        ({"task": "regression", "head": "features"}, {}, "--task regression reads a classifier"),
-        ({"task": "regression"}, {"top_indices": 3}, "--top-indices ranks classes or labels"),
-        ({"task": "embedding"}, {"top_indices": 3}, "--top-indices ranks classes or labels"),
-        ({"task": "regression"}, {"threshold": 0.3}, "--threshold is for --task multi-label"),
-        ({"task": "multi-label"}, {"threshold": 1.0}, "--threshold is 1; it must be above 0 and below 1"),
+        ({"task": None, "num_classes": 1}, {}, "`task=classification` .* `task=regression`"),
+        ({"task": "classification", "num_classes": 1, "softmax": True}, {}, "`softmax` of one logit is always 1"),
+        ({"task": "multi-label", "softmax": True}, {}, "`softmax` makes the labels share one whole"),
+        ({"task": "regression", "softmax": True}, {}, "`softmax` makes shares of numbers"),
+        ({"task": "embedding", "softmax": True}, {}, "`task=embedding` gives what the classifier reads"),
+        ({"task": "embedding", "head": "classifier"}, {}, "`head=classifier` contradicts it"),
+        ({"task": "regression", "head": "features"}, {}, "`task=regression` reads a classifier"),
+        ({"task": "regression"}, {"top_indices": 3}, "`top_indices` ranks classes or labels"),
+        ({"task": "embedding"}, {"top_indices": 3}, "`top_indices` ranks classes or labels"),
+        ({"task": "regression"}, {"threshold": 0.3}, "`threshold` is for `task=multi-label`"),
+        ({"task": "multi-label"}, {"threshold": 1.0}, "`threshold` is 1; it must be above 0 and below 1"),
         ({"task": "multi-label"}, {"data": VALIDATION}, "is a folder, and a multi-label model is judged on a CSV file"),
-        ({"task": "multi-label"}, {"budget": Budget(max_map_drop=-1)}, "--max-map-drop is -1; it must be 0 or more"),
+        ({"task": "multi-label"}, {"budget": Budget(max_map_drop=-1)}, "`max_map_drop` is -1; it must be 0 or more"),
         ({"task": "multi-label"}, {"budget": Budget(min_label_agreement=101)}, "must be 0 to 100"),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_user_and_the_checkpoint_settle_the_task() -> None:
     assert decide_task("regression", None, classes=1, name="m") == "regression"
     assert decide_task(None, "regression", classes=1, name="m") == "regression"
     assert decide_task(None, "multi-label", classes=None, name="m") == "embedding"
-    with pytest.raises(UsageError, match=r"--task regression contradicts the checkpoint, .* for multi-label"):
+    with pytest.raises(UsageError, match=r"`task=regression` contradicts the checkpoint, .* for multi-label"):
         decide_task("regression", "multi-label", classes=3, name="m")
     with pytest.raises(UsageError, match="one output, and nothing says what it is"):
         decide_task(None, None, classes=1, name="m")

@@ -142,14 +142,14 @@ def test_only_the_named_layers_are_held_in_float32(machine: Machine) -> None:
 
 def test_a_strong_recipe_on_a_library_without_strong_typing_is_refused(machine: Machine) -> None:
     machine.install("8.6")
-    with pytest.raises(ToolchainError, match=r"TensorRT 8\.6\.2 has no strongly typed networks .*--jetpack"):
+    with pytest.raises(ToolchainError, match=r"TensorRT 8\.6\.2 has no strongly typed networks .*`jetpack`"):
         machine.build(STRONG, "tensorrt")
 
 
 @pytest.mark.parametrize("generation", ["11.4", "RTX 1.7"])
 def test_a_weak_recipe_on_a_library_without_weak_typing_is_refused(generation: str, machine: Machine) -> None:
     machine.install(generation)
-    with pytest.raises(ToolchainError, match=r"has no builder flag FP16.*--jetpack"):
+    with pytest.raises(ToolchainError, match=r"has no builder flag FP16.*`jetpack`"):
         machine.build(WEAK, library_of(generation))
 
 

@@ -193,7 +193,7 @@ def test_what_is_no_one_model_is_refused(web_bundle: Built, embedding_bundle: Bu
         write_repository([web_bundle.bundle, web_bundle.bundle], tmp_path, DEFAULT)
     with pytest.raises(UsageError, match="is not a model name"):
         write_repository([web_bundle.bundle], tmp_path, ServeRequest(name="../digits"))
-    with pytest.raises(UsageError, match="--instances"):
+    with pytest.raises(UsageError, match="`instances`"):
         write_repository([web_bundle.bundle], tmp_path, ServeRequest(instances=0))
     assert not list(tmp_path.iterdir())
 
@@ -364,20 +364,20 @@ def test_pages_of_two_models_do_not_meet(web_bundle: Built, tmp_path: Path) -> N
 
 def test_options_for_what_is_the_operators_are_refused(web_bundle: Built, cpu_bundle: Built, tmp_path: Path) -> None:
     write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=2))
-    with pytest.raises(UsageError, match=r"it has count: 2, and --instances says 3"):
+    with pytest.raises(UsageError, match=r"it has count: 2, and `instances` says 3"):
         write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=3))
-    with pytest.raises(UsageError, match=r"max_queue_delay_microseconds: 500, and --queue-delay says 100"):
+    with pytest.raises(UsageError, match=r"max_queue_delay_microseconds: 500, and `queue_delay` says 100"):
         write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, queue_delay_us=100))
     path = tmp_path / "digits" / "config.pbtxt"
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(r"instance_group \{.*?\n\}", "", text, flags=re.DOTALL), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"it has no count in instance_group, and --instances says 2"):
+    with pytest.raises(UsageError, match=r"it has no count in instance_group, and `instances` says 2"):
         write_repository([dynamic(web_bundle)], tmp_path, dataclasses.replace(DEFAULT, instances=2))
     other = "instance_group: [ # count: 5\n { count: 2, kind: KIND_CPU } ]"
     path.write_text(re.sub(r"instance_group \{.*?\n\}", other, text, flags=re.DOTALL), encoding="utf-8")
     again = dataclasses.replace(DEFAULT, instances=2, queue_delay_us=500)
     assert write_repository([dynamic(web_bundle)], tmp_path, again) == ("digits/2",)
-    with pytest.raises(UsageError, match=r"--queue-delay is for requests that share a batch.* takes batch 1"):
+    with pytest.raises(UsageError, match=r"`queue_delay` is for requests that share a batch.* takes batch 1"):
         write_repository([cpu_bundle.bundle], tmp_path / "new", dataclasses.replace(DEFAULT, queue_delay_us=100))
     assert not (tmp_path / "new").exists()
 

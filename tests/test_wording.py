@@ -57,7 +57,7 @@ def messages(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_message_of_the_library_names_an_option(path: Path) -> None:
     for message in messages(path):
-        assert not re.search(r"(?<![\w-])--[a-z]|\bwith -o\b", message), f"{path.name} speaks of an option: {message!r}"
+        assert not re.search(r"(?<![\w-])--([a-z]|$)|\bwith -o\b", message), f"{path.name} speaks of an option: {message!r}"
 
 
 # Those of other commands than build, and of a document that one writes.

@@ -112,7 +112,7 @@ def test_a_matrix_of_texts_is_a_classifier(suffix: str, transposed: bool, tmp_pa
 def test_siglip_has_a_scale_and_a_bias(tmp_path: Path) -> None:
     texts = matrix(width=64)
     request = dataclasses.replace(SIGLIP, class_embeddings=saved(tmp_path / "texts.npy", texts))
-    with pytest.raises(UsageError, match=r"is a SigLIP, whose logits have a scale and a bias .* --logit-scale"):
+    with pytest.raises(UsageError, match=r"is a SigLIP, whose logits have a scale and a bias .* `logit_scale`"):
         load(request)
     request = dataclasses.replace(request, logit_scale=112.0, logit_bias=-16.5)
     found, source = logits(request)
@@ -122,12 +122,12 @@ def test_siglip_has_a_scale_and_a_bias(tmp_path: Path) -> None:
     assert "zero-shot classifier: 112 x cosine - 16.5 with the class embeddings of texts.npy" in str(source.zero_shot)
     assert [(output.kind, output.shape) for output in source.outputs] == [("label_logits", (CLASSES,))]
     assert source.task == "multi-label"
-    with pytest.raises(UsageError, match="--softmax makes the labels share one whole"):
+    with pytest.raises(UsageError, match="`softmax` makes the labels share one whole"):
         load(dataclasses.replace(request, softmax=True))
     shares, source = logits(dataclasses.replace(request, task="classification", softmax=True))
     torch.testing.assert_close(shares, expected.softmax(-1), atol=1e-6, rtol=1e-4)
     assert source.task == "classification"
-    with pytest.raises(UsageError, match="--task regression contradicts class texts"):
+    with pytest.raises(UsageError, match="`task=regression` contradicts class texts"):
         load(dataclasses.replace(request, task="regression"))
 
 
@@ -312,7 +312,7 @@ def test_the_file_of_the_page_is_read(open_clips: Theirs, tmp_path: Path, monkey
     import open_clip
 
     page = (ROOT / "vitexport" / "source" / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "open_clip" in block)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (open_clips.live, None, None))
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda _: open_clips.tokenize)
@@ -411,17 +411,17 @@ def test_without_open_clip_the_command_is_named(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": Path("x")}, "--class-embeddings and --classes both"),
-        ({"templates": ("a {}",)}, "--template is for the text tower"),
-        ({"open_clip": "ViT-B-16:openai"}, "--open-clip is for the text tower"),
-        ({"class_embeddings": None, "logit_scale": 100.0}, "--logit-scale is for zero-shot classifiers"),
-        ({"class_embeddings": None, "logit_bias": 1.0}, "--logit-bias is for zero-shot classifiers"),
+        ({"classes": Path("x")}, "`class_embeddings` and `classes` both"),
+        ({"templates": ("a {}",)}, "`templates` is for the text tower"),
+        ({"open_clip": "ViT-B-16:openai"}, "`open_clip` is for the text tower"),
+        ({"class_embeddings": None, "logit_scale": 100.0}, "`logit_scale` is for zero-shot classifiers"),
+        ({"class_embeddings": None, "logit_bias": 1.0}, "`logit_bias` is for zero-shot classifiers"),
         ({"class_embeddings": None, "classes": Path("x"), "templates": ("a photo",)}, "has no single {} for the class name"),
         ({"logit_scale": 4.6052}, "looks like the logarithm that checkpoints store; give its exponential, 100"),
         ({"logit_scale": -1.0}, "is not a factor of the cosine"),
         ({"logit_scale": math.nan}, "is not a factor of the cosine"),
         ({"logit_bias": math.inf}, "is not a bias of logits"),
-        ({"head": "tokens"}, "--head tokens gives one embedding for each token"),
+        ({"head": "tokens"}, "`head=tokens` gives one embedding for each token"),
         ({"head": "features"}, r"are \[5, 24\], and vit_base_patch16_clip_224 embeds images in 64 channels"),
     ],
 )
@@ -434,7 +434,7 @@ def test_options_that_contradict_are_refused(changes: dict[str, Any], message: s
 def test_a_recorded_scale_that_is_contradicted_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "texts.npz", matrix(), logit_scale=math.log(100))
     assert load(dataclasses.replace(CLIP, class_embeddings=path, logit_scale=100.0))[1].zero_shot is not None
-    with pytest.raises(UsageError, match=r"--logit-scale 50 contradicts texts\.npz, which says 100"):
+    with pytest.raises(UsageError, match=r"`logit_scale=50` contradicts texts\.npz, which says 100"):
         load(dataclasses.replace(CLIP, class_embeddings=path, logit_scale=50.0))
 
 

@@ -202,7 +202,7 @@ def test_the_page_shows_odd_pictures_or_says_why_not(web_bundle: Built, tmp_path
 
 
 def test_a_bundle_without_such_a_model_says_how_to_get_one(cpu_bundle: Built, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--target web.*--embed-preprocess"):
+    with pytest.raises(UsageError, match=r"`target=web`.*`embed_preprocess`"):
         write_app(cpu_bundle.bundle, "node", tmp_path / "node")
 
 
@@ -222,7 +222,7 @@ def test_an_existing_folder_is_not_touched(web_bundle: Built, tmp_path: Path) ->
     with pytest.raises(InputError, match="not touched"):
         write_app(web_bundle.bundle, "node", tmp_path / "node")
     assert [path.name for path in (tmp_path / "node").iterdir()] == ["mine"]
-    with pytest.raises(InputError, match=r"exists and is not empty; it is not touched\. Choose another with -o\."):
+    with pytest.raises(InputError, match=r"exists and is not empty; it is not touched\. Choose another with `out`\."):
         write_app(web_bundle.bundle, "node", web_bundle.root)
     (tmp_path / "link").symlink_to(tmp_path / "node")
     with pytest.raises(InputError, match="is a symbolic link, which is not followed"):

@@ -125,7 +125,7 @@ def test_orin_before_tensorrt_8_6_has_no_fused_attention(release: str, precision
     (warning,) = messages(look(resolve("jetson-agx-orin-32gb", jetpack=release), precision), "warning")
     assert "no fused attention on Orin" in warning
     assert f"JetPack {release}" in warning
-    assert "--jetpack 6.0 or later" in warning
+    assert "`jetpack=6.0` or later" in warning
 
 
 def test_the_release_that_the_attention_warning_recommends_is_the_first_with_it() -> None:

@@ -293,7 +293,7 @@ def test_a_model_without_classes_is_held_to_its_golden_outputs(embedding_bundle:
 
 
 def test_labelled_images_are_nothing_to_a_model_without_classes(embedding_bundle: Built, data: ImageSet) -> None:
-    with pytest.raises(UsageError, match="names no classes, so it has no accuracy; leave --data out"):
+    with pytest.raises(UsageError, match="names no classes, so it has no accuracy; leave `data` out"):
         validate_bundle(load(embedding_bundle.root), data, BUDGET, silent)
 
 

@@ -132,7 +132,7 @@ def test_an_expectation_that_is_no_percentage_is_refused(percent: float, message
 
 def test_an_expectation_without_labelled_pictures_is_refused() -> None:
     plausibility.check_expectation(None, labelled=False)
-    with pytest.raises(UsageError, match="give --data DIR"):
+    with pytest.raises(UsageError, match="give `data`"):
         plausibility.check_expectation(83.0, labelled=False)
 
 
@@ -173,7 +173,7 @@ def test_the_names_of_a_known_order_are_told() -> None:
     check, fitting = class_order.class_order(answers)
     assert check.status == "failed"
     assert "100.00 % in natural order of the class folders: 1, 2, 3, 4, 5" in check.message
-    assert "--class-order natural" in check.message
+    assert "`class_order` natural" in check.message
     assert fitting == tuple(str(index) for index in range(1, 13))
 
 
@@ -243,4 +243,4 @@ def test_every_alternative_differs_from_what_was_asked_for_and_says_the_words_to
         found = alternatives.usual_alternatives(spec)
         assert len({entry.name for entry in found}) == len(found) >= 8
         assert all(entry.spec != spec or entry.reverses for entry in found)
-        assert all("--" in entry.cure or entry.reverses for entry in found)
+        assert all("`" in entry.cure or entry.reverses for entry in found)

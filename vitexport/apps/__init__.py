@@ -97,7 +97,7 @@ def _model(bundle: Bundle) -> Path:
         )
     if model is None:
         raise UsageError(
-            f"Bundle {bundle.root} has no model that takes the picture itself; build it with `target=web`, with `target` "
+            f"Bundle {bundle.root} has no model that takes the picture itself; build it with `target=web`, with "
             "android-arm64, or for a CPU with `embed_preprocess`."
         )
     outputs = bundle.report().measurements.get("embedded", {}).get("outputs", [])

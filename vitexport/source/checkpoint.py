@@ -32,7 +32,7 @@ PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 SHAPED = frozenset(
     {
         *("num_classes", "in_chans", "img_size", "embed_dim", "patch_size", "depth", "mlp_ratio", "qkv_bias", "init_values"),
-        *("class_token", "reg_tokens", "depths", "num_heads", "window_size"),
+        *("class_token", "reg_tokens", "depths", "window_size"),
     }
 )
 SAME_RATIO = 1e-3
@@ -92,7 +92,7 @@ def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Ch
         raise InputError(f"{file.path} has no config.json that names an architecture of timm; give MODEL, a timm name.")
     typed = create_kwargs(request)
     for key, value in record.kwargs.items():
-        if key in typed and key not in SHAPED and typed[key] != value:
+        if key in typed and key not in SHAPED and _listed(typed[key]) != _listed(value):
             raise InputError(
                 f"{record.where.partition('.')[0]} in {file.path} has {key} {value!r}, and `kwargs={key}={typed[key]}` "
                 "says otherwise; leave it out, or correct it."
@@ -102,6 +102,11 @@ def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Ch
     if record.size is not None and "img_size" not in create_kwargs(completed) and _family(name) not in PLAIN:
         completed = dataclasses.replace(completed, img_size=record.size)
     return _preprocessed(request, Checkpoint(request=completed, file=file, record=record))
+
+
+def _listed(value: Any) -> Any:
+    """A file's list and a typed tuple are the same value."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _preprocessed(typed: ModelRequest, checkpoint: Checkpoint) -> Checkpoint:
@@ -253,7 +258,7 @@ def _settle(checkpoint: Checkpoint, typed: ModelRequest, model: nn.Module, group
     if "embed_dim" in changes and "num_heads" not in {**checkpoint.request.kwargs, **changes}:
         raise InputError(
             f"The tensors in {checkpoint.file.path} are {changes['embed_dim']} wide and {name} is {own.get('embed_dim')}; "
-            f"how many heads share that width is not in the tensors. Give `kwargs` num_heads=N, or the right MODEL."
+            f"how many heads share that width is not in the tensors. Give `kwargs=num_heads=N`, or the right MODEL."
         )
     if "reg_tokens" in changes and "register_tokens" in inside:
         changes["no_embed_class"] = True

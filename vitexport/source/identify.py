@@ -74,7 +74,7 @@ def _undecided(file: WeightsFile, group: Group, family: str, names: list[str]) -
     shapes = ", ".join(f"{key} {value}" for key, value in _told(group.inside, family).items())
     return InputError(
         f"Checkpoint {file.path} does not say which model it is of, and no model of timm has its shapes ({shapes}). Give "
-        "MODEL with `kwargs` for what differs; the number of heads is not in the tensors: `kwargs` num_heads=N."
+        "MODEL with `kwargs` for what differs; the number of heads is not in the tensors: `kwargs=num_heads=N`."
     )
 
 

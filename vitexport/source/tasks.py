@@ -49,7 +49,7 @@ def check_request(request: ModelRequest) -> None:
     if request.task == "embedding" and (request.head == "classifier" or request.softmax):
         option = "`softmax`" if request.softmax else "`head=classifier`"
         raise UsageError(
-            f"`task` embedding gives what the classifier reads, so {option} contradicts it; leave out one of the two."
+            f"`task=embedding` gives what the classifier reads, so {option} contradicts it; leave out one of the two."
         )
 
 

@@ -235,8 +235,8 @@ def scale_and_bias(given: ClassEmbeddings, request: ModelRequest, architecture: 
     Raises:
         UsageError: Nothing says them, or two things say different ones.
     """
-    scale = _agreed("`logit_scale`", request.logit_scale, given.logit_scale, given.origin)
-    bias = _agreed("`logit_bias`", request.logit_bias, given.logit_bias, given.origin)
+    scale = _agreed("logit_scale", request.logit_scale, given.logit_scale, given.origin)
+    bias = _agreed("logit_bias", request.logit_bias, given.logit_bias, given.origin)
     if "siglip" in architecture and (scale is None or bias is None):
         raise UsageError(
             f"{request.name} is a SigLIP, whose logits have a scale and a bias that were trained with it; give "
@@ -258,7 +258,7 @@ def _task(request: ModelRequest, *, has_bias: bool) -> Task:
 
 def _agreed(option: str, asked: float | None, recorded: float | None, origin: str) -> float | None:
     if asked is not None and recorded is not None and abs(asked - recorded) > SAME * max(abs(asked), abs(recorded)):
-        raise UsageError(f"{option} {asked:g} contradicts {origin}, which says {recorded:g}; leave out {option}.")
+        raise UsageError(f"`{option}={asked:g}` contradicts {origin}, which says {recorded:g}; leave out `{option}`.")
     return recorded if asked is None else asked
 
 

@@ -41,7 +41,7 @@ class Budget:
             value = getattr(self, name)
             if not 0 <= value <= most:
                 bounds = f"{0} to {most:g}" if most < float("inf") else "0 or more"
-                raise UsageError(f"--{name.replace('_', '-')} is {value:g}; it must be {bounds}.")
+                raise UsageError(f"`{name}` is {value:g}; it must be {bounds}.")
 
 
 _SCALES = {
