@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,14 @@ TINY = ModelRequest(
     img_size=32,
     num_classes=7,
 )
+
+
+def pytest_configure() -> None:
+    """One processor for each worker of pytest-xdist: threads of both on all of them mostly wait for one another."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker[2:]) % len(processors)]})
 
 
 @dataclasses.dataclass(frozen=True)
