@@ -14,7 +14,7 @@ from devices import MACHINES, Device
 from fakes.fake_cuda import FakeCuda
 from fakes.fake_tensorrt import Conduct
 
-from vitexport.artifacts import BatchRange, silent
+from vitexport.artifacts import BatchRange, Task, silent
 from vitexport.bundle import Bundle
 from vitexport.pipeline import BuildRequest, run
 from vitexport.report import Report
@@ -182,3 +182,46 @@ def make_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
 def orin(make_device: Callable[[str], Device]) -> Device:
     """An Orin Nano with JetPack 6.2."""
     return make_device("10.3")
+
+
+TRAINED: tuple[Task, ...] = ("classification", "multi-label", "regression")
+
+
+@pytest.fixture(scope="session")
+def task_requests(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, ModelRequest]:
+    """A trained model of each task: one logit, several labels, a number."""
+    from task_models import train
+
+    folder = tmp_path_factory.mktemp("tasks")
+    return {task: train(task, folder / f"{task}.safetensors") for task in TRAINED}
+
+
+@pytest.fixture(scope="session")
+def task_bundles(task_requests: dict[Task, ModelRequest], tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Built]:
+    """Each model in float for a browser, judged on labelled pictures."""
+    from task_models import LABELS, digits_csv, request
+
+    folder = tmp_path_factory.mktemp("built")
+    for digit in ("3", "4"):
+        (folder / "odd" / {"3": "odd", "4": "even"}[digit]).mkdir(parents=True)
+        for path in sorted((VALIDATION / digit).glob("*.png"))[:12]:
+            (folder / "odd" / {"3": "odd", "4": "even"}[digit] / path.name).symlink_to(path)
+    (folder / "odd.txt").write_text("even\nodd\n", encoding="utf-8")
+    data: dict[Task, dict[str, Path]] = {
+        "classification": {"data": folder / "odd", "labels": folder / "odd.txt"},
+        "multi-label": {"data": digits_csv(folder / "labels.csv", "multi-label", LABELS, every=8)},
+        "regression": {"data": digits_csv(folder / "values.csv", "regression", ("digit",), every=8)},
+    }
+    words: dict[str, Any] = {"precision": "fp32", "target": "web", "calibration": None}
+    return {
+        task: Built(*run(request(model, folder / task, **words, **data[task]), silent))
+        for task, model in task_requests.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def grey_bundle(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An untrained model of one channel, in float for a browser."""
+    model = dataclasses.replace(TINY, kwargs={**TINY.kwargs, "in_chans": 1})
+    request = BuildRequest(model=model, target="web", precision="fp32", out=tmp_path_factory.mktemp("grey") / "grey")
+    return Built(*run(request, silent))

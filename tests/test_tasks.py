@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import CALIBRATION, SAMPLE, VALIDATION, Built
-from task_models import LABELS, black, digits_csv, request, train
+from conftest import CALIBRATION, SAMPLE, TRAINED, VALIDATION, Built
+from task_models import LABELS, black, digits_csv, request
 
 from vitexport.annotations import Truth, open_annotated
 from vitexport.apps import KINDS, write_app
@@ -31,38 +31,19 @@ from vitexport.triton import ServeRequest, write_repository
 from vitexport.validate.budget import Budget
 from vitexport.validate.device import validate_bundle
 
-TRAINED: tuple[Task, ...] = ("classification", "multi-label", "regression")
 # The check of pictures without labels, and that of pictures with them.
 WITHOUT: dict[Task, str] = {"classification": "sign_agreement", "multi-label": "label_agreement", "regression": "deviation"}
 SEVEN, FOUR = (str(min((VALIDATION / name).glob("*.png"))) for name in "74")
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, ModelRequest]:
-    folder = tmp_path_factory.mktemp("tasks")
-    return {task: train(task, folder / f"{task}.safetensors") for task in TRAINED}
+def models(task_requests: dict[Task, ModelRequest]) -> dict[Task, ModelRequest]:
+    return task_requests
 
 
 @pytest.fixture(scope="session")
-def built(models: dict[Task, ModelRequest], tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Built]:
-    """Each model in float for a browser, judged on labelled pictures."""
-    folder = tmp_path_factory.mktemp("built")
-    for digit in ("3", "4"):
-        (folder / "odd" / {"3": "odd", "4": "even"}[digit]).mkdir(parents=True)
-        for path in sorted((VALIDATION / digit).glob("*.png"))[:12]:
-            (folder / "odd" / {"3": "odd", "4": "even"}[digit] / path.name).symlink_to(path)
-    (folder / "odd.txt").write_text("even\nodd\n", encoding="utf-8")
-    data = {
-        "classification": {"data": folder / "odd", "labels": folder / "odd.txt"},
-        "multi-label": {"data": digits_csv(folder / "labels.csv", "multi-label", LABELS, every=8)},
-        "regression": {"data": digits_csv(folder / "values.csv", "regression", ("digit",), every=8)},
-    }
-    return {
-        task: Built(
-            *run(request(model, folder / task, precision="fp32", target="web", calibration=None, **data[task]), silent)
-        )
-        for task, model in models.items()
-    }
+def built(task_bundles: dict[Task, Built]) -> dict[Task, Built]:
+    return task_bundles
 
 
 def status(built: Built) -> dict[str, str]:

@@ -1,5 +1,5 @@
 // A model for the stand-in of ONNX Runtime (stubs/java/ai/onnxruntime/OrtSession.java), a picture's width and its pixels,
-// 0xAARRGGBB in decimal, enter; what the stand-in was given leaves, then the classifier's guesses, a line each. Run by
+// 0xAARRGGBB in decimal, enter; what the stand-in was given leaves, then the classifier's guesses and values, a line each. Run by
 // test_android.py.
 
 import android.graphics.Bitmap;
@@ -17,6 +17,7 @@ public class Classify {
     try (Classifier classifier = new Classifier(Files.readAllBytes(Path.of(words[0])))) {
       Answer answer = classifier.classify(bitmap);
       answer.getGuesses().forEach(guess -> System.out.println(guess.getProbability() + " " + guess.getLabel()));
+      answer.getValues().forEach(value -> System.out.println(value.getNumber() + " " + value.getLabel()));
       if (answer.getMilliseconds() <= 0) {
         throw new AssertionError(answer.getMilliseconds() + " ms");
       }

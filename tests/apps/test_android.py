@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from conftest import Built
-from projects import PACKAGES, RELEASES, STUBS, ran
+from projects import HERE, PACKAGES, RELEASES, STUBS, ran
 
 from vitexport.apps import write_app
 
@@ -168,10 +168,35 @@ def test_the_classifier_hands_over_pixels_and_reads_the_answer(compiled: Compile
     colors = [(1, 2, 3), (200, 201, 202), (7, 8, 9), (10, 255, 0), (13, 14, 15), (16, 17, 128)]
     alphas = [255, 255, 255, 255, 0, 255]
     pixels = [alpha << 24 | r << 16 | g << 8 | b for alpha, (r, g, b) in zip(alphas, colors, strict=True)]
-    command = [*JAVA, "-Dfile.encoding=UTF-8", "-cp", compiled.classpath, str(Path(__file__).parent / "Classify.java")]
+    command = [*JAVA, "-Dfile.encoding=UTF-8", "-cp", compiled.classpath, str(HERE / "Classify.java")]
     (tmp_path / "model").write_text(model, encoding="utf-8")
     seen = ran([*command, "model", "3", *map(str, pixels)], tmp_path).splitlines()
     flat = [channel for color in colors for channel in color]
     assert seen[0] == f"UINT8 [1, 2, 3, 3] {flat}"
     names = labels if isinstance(labels, list) else ["0", "1", "2", "3"]
     assert seen[1:] == [f"0.5 {names[2]}", f"0.25 {names[1]}", f"0.125 {names[0]}"]
+
+
+@JVM
+@KOTLIN
+@pytest.mark.parametrize(
+    ("task", "model", "expected"),
+    [
+        (
+            '"multi-label"\nvitexport.threshold 0.5',
+            "probabilities 0.125 0.75 0.5 0.0625\ntop_indices 1 2 0",
+            ["0.75 dog", "0.5 bird"],
+        ),
+        ('"multi-label"\nvitexport.threshold 0.8', "probabilities 0.125 0.75 0.5\ntop_indices 1 2 0", []),
+        ('"classification"', "probabilities 0.25 0.75\ntop_indices 1 0", ["0.75 dog", "0.25 cat"]),
+        ('"regression"', "values 7.25 -3", ["7.25 cat", "-3.0 dog"]),
+    ],
+    ids=["labels", "no label", "one logit", "regression"],
+)
+def test_the_classifier_answers_as_its_task_is(
+    task: str, model: str, expected: list[str], compiled: Compiled, tmp_path: Path
+) -> None:
+    labels = json.dumps(["cat", "dog", "bird", "fish"])
+    (tmp_path / "model").write_text(f"{model}\nvitexport.labels {labels}\nvitexport.task {task}", encoding="utf-8")
+    command = [*JAVA, "-cp", compiled.classpath, str(HERE / "Classify.java")]
+    assert ran([*command, "model", "1", "4278190080"], tmp_path).splitlines()[1:] == expected

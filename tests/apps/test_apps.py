@@ -3,65 +3,26 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
-import functools
-import http.server
 import json
 import re
-import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import VALIDATION, Built
 from PIL import Image
-from projects import PACKAGES, ran
+from projects import BROWSER, HERE, NODE, PACKAGES, browsed, ran, served, written
 
 from vitexport.apps import KINDS, TEMPLATES, AppKind, write_app
 from vitexport.artifacts import BatchRange
-from vitexport.bundle import Bundle
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import load_image
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.validate.probes import PHOTOGRAPHS
 
-CHROMIUM = Path("/usr/bin/chromium")
 DIGITS = sorted(VALIDATION.glob("*/*.png"))[::8]
-NODE = pytest.mark.skipif(
-    shutil.which("node") is None or not PACKAGES.is_dir(),
-    reason="node or its packages miss; run scripts/app-packages",
-)
-BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason="Debian's chromium is missing; run scripts/app-packages as root")
-
-
-def written(bundle: Bundle, kind: AppKind, folder: Path) -> Path:
-    """The project, with the packages of the tests where its own would be installed."""
-    write_app(bundle, kind, folder)
-    if kind in ("node", "web"):
-        (folder / "node_modules").symlink_to(PACKAGES)
-    return folder
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A static server without any header of its own; the address of the folder on this machine."""
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://localhost:{server.server_port}/"
-        server.shutdown()
-        thread.join()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        """Nothing."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,14 +94,9 @@ def test_node_says_which_file_is_no_picture(web_bundle: Built, tmp_path: Path) -
 @NODE
 @BROWSER
 def test_the_page_names_the_same_class_in_a_browser(web_bundle: Built, tmp_path: Path) -> None:
-    project = written(web_bundle.bundle, "web", tmp_path / "web")
-    ran(["node", "vendor.js"], project)
-    (project / "node_modules").unlink()
     screenshot, picture = tmp_path / "page.png", DIGITS[20]
-    with served(project) as address:
-        command = ["node", str(Path(__file__).parent / "browse.mjs"), str(PACKAGES), address, str(picture), str(screenshot)]
-        report = json.loads(ran(command, tmp_path))
-    expected = OnnxRuntimeBackend(project / "model.onnx").run(np.asarray(load_image(picture))[None])
+    report = browsed(web_bundle.bundle, picture, tmp_path)
+    expected = OnnxRuntimeBackend(tmp_path / "web" / "model.onnx").run(np.asarray(load_image(picture))[None])
     labels = web_bundle.bundle.manifest.labels
     assert labels is not None
     assert report["labels"][0] == labels[expected["top_indices"][0][0]]
@@ -181,7 +137,7 @@ def test_the_page_shows_odd_pictures_or_says_why_not(web_bundle: Built, tmp_path
     project = written(web_bundle.bundle, "web", tmp_path / "web")
     ran(["node", "vendor.js"], project)
     pictures = odd_pictures_of(tmp_path)
-    script = str(Path(__file__).parent / "odd.mjs")
+    script = str(HERE / "odd.mjs")
     with served(project) as address:
         states = json.loads(ran(["node", script, str(PACKAGES), address, *map(str, pictures)], tmp_path))
         (project / "ort" / "ort.wasm.min.mjs").unlink()

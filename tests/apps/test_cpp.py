@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -14,16 +13,13 @@ import pytest
 from conftest import VALIDATION, Built
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from projects import RELEASES, ran
+from projects import HEADERS, STB, WHOLE, compiled, ran, released
 
 from vitexport.apps import write_app
 from vitexport.preprocess import load_image
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.validate.probes import PHOTOGRAPHS
 
-HEADERS = RELEASES / "iOS~" / "onnxruntime.xcframework" / "ios-arm64" / "onnxruntime.framework" / "Headers"
-LIBRARY = RELEASES / "Linux" / "x64" / "libonnxruntime.so"
-STB = Path("/usr/include/stb/stb_image.h")
 STRICT = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 DIGITS = sorted(VALIDATION.glob("*/*.png"))[::40]
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is missing")
@@ -35,22 +31,12 @@ API = pytest.mark.skipif(
     shutil.which("g++") is None or not HEADERS.is_dir(),
     reason="g++ or npm's com.github.asus4.onnxruntime is missing; run scripts/app-packages",
 )
-WHOLE = pytest.mark.skipif(
-    shutil.which("cmake") is None or not STB.is_file() or not LIBRARY.is_file() or platform.machine() != "x86_64",
-    reason="CMake, Debian's libstb-dev or npm's com.github.asus4.onnxruntime, which is for x86-64, is missing",
-)
 EXIF_ORIENTATION = 0x0112
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as ONNX Runtime's releases for Linux have it."""
-    folder = tmp_path_factory.mktemp("release")
-    (folder / "include").symlink_to(HEADERS)
-    (folder / "lib").mkdir()
-    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
-        (folder / "lib" / name).symlink_to(LIBRARY)
-    return folder
+    return released(tmp_path_factory.mktemp("onnxruntime") / "release")
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +80,9 @@ def pixels(reader: Path, picture: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-@COMPILER
 @WHOLE
 def test_the_project_computes_what_python_computes(sources: Path, release: Path, web_bundle: Built, tmp_path: Path) -> None:
-    project = sources.parent
-    options = ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS=-Werror", f"-DONNXRUNTIME_ROOT={release}"]
-    ran(["cmake", "-S", ".", "-B", "build", *options], project)
-    ran(["cmake", "--build", "build"], project)
+    project = compiled(sources.parent, release)
     pictures = list(DIGITS)
     for name in ("astronaut", "coffee", "chelsea"):
         # JPEG decoders differ in the last bit.
@@ -121,7 +103,6 @@ def test_the_project_computes_what_python_computes(sources: Path, release: Path,
         np.testing.assert_allclose([float(percent) for percent, _, _ in seen], shown, atol=0.02)
 
 
-@COMPILER
 @WHOLE
 def test_what_is_no_picture_or_no_model_is_said(sources: Path, release: Path, tmp_path: Path) -> None:
     names = [str(sources / name) for name in ("classifier.cpp", "main.cpp", "picture.cpp")]

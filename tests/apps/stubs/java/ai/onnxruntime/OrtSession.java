@@ -1,5 +1,5 @@
 // The part of ONNX Runtime's Java API (1.29) that the written project uses, with a stand-in for the library behind it. A
-// model is text here: a line each for its probabilities and top_indices, which it answers to any picture, and for its
+// model is text here: a line each for its probabilities and top_indices, or its values, which it answers to any picture, and for its
 // metadata. A run prints the tensor that it was given. What the library or its documentation does not allow is refused.
 package ai.onnxruntime;
 
@@ -50,7 +50,7 @@ public class OrtSession implements AutoCloseable {
   }
 
   private OnnxTensor output(String name) throws OrtException {
-    if (name.equals("probabilities")) {
+    if (name.equals("probabilities") || name.equals("values")) {
       double[] numbers = numbers(name);
       FloatBuffer values = FloatBuffer.allocate(numbers.length);
       Arrays.stream(numbers).forEach(number -> values.put((float) number));
