@@ -401,27 +401,42 @@ def torchvision(head: str) -> Case:
 # ---- open_clip
 
 
-def open_clip(tower: str) -> Case:
+def open_clip(tower: str, *, config: bool = False) -> Case:
+    """A CLIP of open_clip, with or without the file that describes it."""
+
     def make(folder: Path) -> Made:
         from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
         torch.manual_seed(8)
-        vision = CLIPVisionCfg(layers=1, width=192, head_width=64, patch_size=16, image_size=32)
-        if tower == "timm":
-            vision = CLIPVisionCfg(timm_model_name="vit_tiny_patch16_224", timm_pool="", timm_proj="linear", image_size=224)
+        own = {"layers": 1, "width": 192, "head_width": 64, "patch_size": 16, "image_size": 32}
+        timm_tower = {"timm_model_name": NAME, "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+        vision: dict[str, Any] = timm_tower if tower == "timm" else own
         text = CLIPTextCfg(context_length=8, vocab_size=50, width=32, heads=1, layers=1)
-        model = CLIP(embed_dim=48, vision_cfg=vision, text_cfg=text).eval()
+        activation = tower == "QuickGELU"
+        model = CLIP(embed_dim=48, vision_cfg=CLIPVisionCfg(**vision), text_cfg=text, quick_gelu=activation).eval()
+        if config:
+            described = {
+                "embed_dim": 48,
+                "vision_cfg": vision,
+                "text_cfg": dataclasses.asdict(text),
+                "quick_gelu": activation,
+            }
+            preprocess = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
+            text_of = json.dumps({"model_cfg": described, "preprocess_cfg": {**preprocess, "resize_mode": "shortest"}})
+            (folder / "open_clip_config.json").write_text(text_of, encoding="utf-8")
         torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
         with torch.no_grad():
-            seen = model.encode_image(IMAGE if tower == "own" else LARGE)
-        arch = "vit_base_patch16_clip_224" if tower == "own" else NAME
-        kwargs = {"embed_dim": 192, "num_heads": 3, "depth": 1} if tower == "own" else {}
-        asked = request(
-            folder / "open_clip_pytorch_model.bin", name=arch, kwargs=kwargs, img_size=32 if tower == "own" else None
-        )
-        return dataclasses.replace(asked, num_classes=48), seen
+            seen = model.encode_image(LARGE if tower == "timm" else IMAGE)
+        if config:
+            return request(folder, name=None), seen
+        arch = NAME if tower == "timm" else f"vit_base_patch16_clip_{'quickgelu_' if activation else ''}224"
+        kwargs = {} if tower == "timm" else {"embed_dim": 192, "num_heads": 3, "depth": 1}
+        size = None if tower == "timm" else 32
+        asked = request(folder / "open_clip_pytorch_model.bin", name=arch, kwargs=kwargs, img_size=size)
+        return (dataclasses.replace(asked, num_classes=48) if tower == "timm" else asked), seen
 
-    return Case("open_clip", "bin", "visual.", tower, "none", make, image=IMAGE if tower == "own" else LARGE)
+    container = "folder" if config else "bin"
+    return Case("open_clip", container, "visual.", tower, "none", make, image=LARGE if tower == "timm" else IMAGE)
 
 
 # ---- the official repositories
@@ -491,6 +506,7 @@ def cases() -> Iterator[Case]:
     yield transformers_other()
     yield from (peft(form) for form in ("adapter", "state_dict", "merged"))
     yield from (torchvision(head) for head in ("heads.head", "heads = Linear", "heads = Sequential"))
-    yield from (open_clip(tower) for tower in ("own", "timm"))
+    towers = itertools.product(("own", "QuickGELU", "timm"), (False, True))
+    yield from (open_clip(tower, config=config) for tower, config in towers)
     yield from (dinov2(registers) for registers in (0, 4))
     yield old_swin()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,47 @@ def test_several_names_are_not_chosen_from(tmp_path: Path) -> None:
         InputError, match=r"names several models: hyper_parameters\.model is vit_tiny.*backbone is vit_small"
     ):
         load(request(path, name=None))
+
+
+def test_quickgelu_is_not_taken_for_gelu(tmp_path: Path) -> None:
+    (case,) = (
+        case for case in cases() if (case.framework, case.container, case.head) == ("open_clip", "folder", "QuickGELU")
+    )
+    asked, _ = case.make(tmp_path)
+    with pytest.raises(
+        InputError, match=r"trained with QuickGELU \(open_clip_config\.json\).*give vit_large_patch14_clip_quick"
+    ):
+        load(dataclasses.replace(asked, name="vit_large_patch14_clip_224"))
+    source = load(asked)[1]
+    assert (source.architecture, source.preprocess.mean) == ("vit_base_patch16_clip_quickgelu_224", (0.48, 0.46, 0.41))
+
+
+@pytest.mark.parametrize(
+    ("vision", "words"),
+    [
+        ({"layers": [3, 4, 6, 3], "width": 64}, "describes no Vision Transformer"),
+        ({"layers": 1, "width": 192, "attentional_pool": True}, "has attentional_pool in vision_cfg"),
+        ({"layers": 1, "width": 192, "pool_type": "avg"}, "has pool_type in vision_cfg"),
+        ({"timm_model_name": NAME, "timm_proj": "mlp"}, "has timm_proj 'mlp'"),
+        ({"timm_model_name": NAME, "timm_pool": "abs_attn"}, "has timm_pool 'abs_attn'"),
+    ],
+)
+def test_towers_that_timm_lacks_are_refused(vision: dict[str, Any], words: str, tmp_path: Path) -> None:
+    config = json.dumps({"model_cfg": {"embed_dim": 48, "vision_cfg": vision}})
+    (tmp_path / "open_clip_config.json").write_text(config, encoding="utf-8")
+    saved(trained().state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(InputError, match=words):
+        load(request(tmp_path, name=None))
+
+
+@pytest.mark.parametrize(("key", "value"), [("do_rescale", False), ("do_resize", False), ("rescale_factor", 1 / 127.5)])
+def test_pictures_that_are_prepared_otherwise_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    (case,) = (case for case in cases() if (case.framework, case.container) == ("transformers ViT", "safetensors"))
+    asked, _ = case.make(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), key: value}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json .*expected height and width"):
+        load(asked)
 
 
 # ---- recorded preprocessing

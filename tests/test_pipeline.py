@@ -353,7 +353,7 @@ def test_a_cosine_budget_that_is_none_is_refused(cosine: float, tmp_path: Path) 
     request = sample_request(tmp_path / "out", budget=Budget(min_cosine=cosine))
     errors = [finding.message for finding in plan(request).findings if finding.level == "error"]
     assert len(errors) == 1
-    assert f"--min-cosine is {cosine:g}; it must be 0 to 1" in errors[0]
+    assert f"`min_cosine` is {cosine:g}; it must be 0 to 1" in errors[0]
 
 
 def test_a_cosine_below_the_budget_does_not_ship(tmp_path: Path) -> None:

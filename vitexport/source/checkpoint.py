@@ -156,6 +156,14 @@ def _check_name(name: str, record: Recorded, file: WeightsFile) -> None:
     own, said = name.partition(".")[0], str(record.name).partition(".")[0]
     if record.transformers or own == said or name.startswith(("torchvision:", "hf-hub:", "hf_hub:")):
         return
+    if record.tower and "_clip_" in own and "_clip_" in said:
+        if ("quickgelu" in own) == ("quickgelu" in said):
+            return
+        wanted = own.replace("_quickgelu", "") if "quickgelu" in own else own.replace("_clip_", "_clip_quickgelu_")
+        raise InputError(
+            f"{file.path} was trained with {'QuickGELU' if 'quickgelu' in said else 'GELU'} ({record.where}), and {own} has "
+            f"the other; give {wanted}."
+        )
     raise InputError(
         f"{file.path} is of {said} ({record.where}), and MODEL is {own}. Leave MODEL out to take the file's word, or give "
         "the file that belongs to it."

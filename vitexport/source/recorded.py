@@ -18,6 +18,7 @@ from PIL import Image
 
 from vitexport.artifacts import Task
 from vitexport.errors import InputError
+from vitexport.source import open_clip_config
 from vitexport.source.weights_file import WeightsFile, first_sentence
 
 # Under which keys training scripts keep the name of a timm model: timm's, Lightning's hyper-parameters, MAE's and DeiT's.
@@ -52,6 +53,7 @@ class Recorded:
         epoch: Of the training.
         layer_norm_eps: Of every LayerNorm, where it is not timm's.
         transformers: Whether the names of the tensors are those of transformers' own ViT.
+        tower: Whether open_clip's configuration says it; its own towers have several names in timm.
     """
 
     name: str | None = None
@@ -68,6 +70,7 @@ class Recorded:
     epoch: int | None = None
     layer_norm_eps: float | None = None
     transformers: bool = False
+    tower: bool = False
 
 
 def read_record(file: WeightsFile) -> Recorded:
@@ -80,7 +83,7 @@ def read_record(file: WeightsFile) -> Recorded:
     try:
         record = _config(file) if file.config else _arguments(file)
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        where = "config.json or preprocessor_config.json" if file.config else "the training arguments"
+        where = "config.json, preprocessor_config.json or open_clip_config.json" if file.config else "the training arguments"
         raise InputError(
             f"{where} of {file.path} cannot be read: {type(error).__name__}: {first_sentence(error)}."
         ) from None
@@ -148,6 +151,8 @@ def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _config(file: WeightsFile) -> Recorded:
     config = file.config
+    if "model_cfg" in config:
+        return Recorded(**open_clip_config.image_tower(config, str(file.path)), tower=True)
     kind = config.get("model_type")
     if kind == "vit":
         return _transformers_vit(file)
@@ -252,14 +257,15 @@ def _processor(file: WeightsFile, processor: Mapping[str, Any], input_size: tupl
             f"{file.path} has no preprocessor_config.json, so the pictures that the model was trained on are not known; "
             "save the image processor there (processor.save_pretrained)."
         )
-    rescale = float(processor.get("rescale_factor", 1 / 255))
+    rescale = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
     size = _mapping(processor.get("size"))
     seen = (size.get("height"), size.get("width"))
-    crops = bool(processor.get("do_center_crop"))
+    crops = bool(processor.get("do_center_crop")) or not processor.get("do_resize", True)
     if seen != input_size or crops or not math.isclose(rescale, 1 / 255, rel_tol=1e-6):
         raise InputError(
             f"The preprocessor_config.json of {file.path} has size {dict(size) or processor.get('size')}, do_center_crop "
-            f"{crops} and rescale_factor {rescale:g}; expected height and width {input_size}, no crop, and 1/255."
+            f"{bool(processor.get('do_center_crop'))}, do_resize {bool(processor.get('do_resize', True))} and "
+            f"rescale_factor {rescale:g}; expected height and width {input_size}, no crop, resizing, and 1/255."
         )
     normalizes = bool(processor.get("do_normalize", True))
     return {

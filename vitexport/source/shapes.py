@@ -55,6 +55,10 @@ def read_shapes(tensors: Tensors, model: nn.Module, family: str) -> dict[str, An
         linear = head if f"{head}.weight" in tensors else linear_under(tensors, HEAD_ROOTS)
         if linear is not None and tensors[f"{linear}.weight"].dim() == 2:
             known["num_classes"] = int(tensors[f"{linear}.weight"].shape[0])
+    for tower in ("", "visual."):
+        # open_clip's and OpenAI's image towers: width x embedding.
+        if f"{tower}class_embedding" in tensors and (projection := tensors.get(f"{tower}proj")) is not None:
+            known["num_classes"] = int(projection.shape[1])
     first = config.get("first_conv")
     first = first[0] if isinstance(first, (tuple, list)) else first
     stem = tensors.get(f"{first}.weight")

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from vitexport.errors import InputError
 from vitexport.quiet import quiet
+from vitexport.source import open_clip_config
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 CONFIG = "config.json"
@@ -89,7 +90,7 @@ def read_weights(path: Path) -> WeightsFile:
         raise InputError(f"Checkpoint {path} does not exist or is not a file.")
     if path.name in ADAPTER_FILES:
         raise _adapter(path)
-    config = _json(path.with_name(CONFIG)) if path.name in FOLDER_FILES else {}
+    config = _config(path.parent) if path.name in FOLDER_FILES else {}
     processor = _json(path.with_name("preprocessor_config.json")) if config else {}
     return _described(path, path, _tree(path), config, processor)
 
@@ -100,7 +101,7 @@ def read_config(folder: Path) -> WeightsFile:
     Raises:
         InputError: It cannot be read.
     """
-    config, processor = (_json(folder / name) for name in (CONFIG, "preprocessor_config.json"))
+    config, processor = _config(folder), _json(folder / "preprocessor_config.json")
     return WeightsFile(path=folder, file=folder / CONFIG, groups={}, extra={}, config=config, processor=processor)
 
 
@@ -114,7 +115,7 @@ def _folder(path: Path) -> WeightsFile:
             seen = f"it holds {', '.join(file.name for file in files[:4])}" if files else "it holds no file of weights"
             raise InputError(f"Checkpoint folder {path}: {seen}; give the one file, or a folder with model.safetensors.")
         found = files[0]
-    config, processor = (_json(path / name) for name in (CONFIG, "preprocessor_config.json"))
+    config, processor = _config(path), _json(path / "preprocessor_config.json")
     return _described(path, found, _tree(found), config, processor)
 
 
@@ -188,6 +189,11 @@ def _sharded(path: Path) -> Tensors:
     if absent := sorted(files.keys() - tensors.keys()):
         raise InputError(f"Checkpoint index {path} names {absent[0]}, which is in none of its files.")
     return tensors
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What describes the model: timm's and transformers' file, or else open_clip's."""
+    return _json(folder / CONFIG) or _json(folder / open_clip_config.NAME)
 
 
 def _json(path: Path) -> dict[str, Any]:
