@@ -201,7 +201,7 @@ def load_checkpoint(
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = checkpoint.record.layer_norm_eps
-    fitted = fit(group, model, str(request.name).partition(".")[0])
+    fitted = fit(group, model, str(request.name).partition(".")[0], whole_model=_whole(typed))
     if fitted.problems:
         raise explain(fitted, file, file.path)
     model.load_state_dict(fitted.tensors)
@@ -211,6 +211,12 @@ def load_checkpoint(
     )
     done = dataclasses.replace(checkpoint, request=request, notes=(*checkpoint.notes, *resampled))
     return model, done, f"{file.file.name}: {', '.join(parts)}"
+
+
+def _whole(typed: ModelRequest) -> bool:
+    """Whether the file's own answer is asked for, and not what its classifier reads."""
+    headless = typed.head in ("none", "features", "tokens") or create_kwargs(typed).get("num_classes") == 0
+    return not (headless or typed.features or typed.class_embeddings or typed.classes)
 
 
 def _cleared(request: ModelRequest, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,20 +16,31 @@ import torch
 from torch import nn
 
 from vitexport.errors import InputError
-from vitexport.source.names import converters, from_torchvision, from_transformers, prefix_of, unwrapped
+from vitexport.source.names import converters, from_torchvision, from_transformers, numberless, prefixes_of, unwrapped
 from vitexport.source.shapes import HEAD_ROOTS, head_name, linear_under
 from vitexport.source.weights_file import Tensors, WeightsFile
 
 # The last part of a key or a first part of a name that holds averaged weights.
-AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged|swa)(?:$|[._])")
+AVERAGED = re.compile(r"(?i)(?:^|[._])(?:ema|averaged|swa|shadow|avg_?model|ema_?model|model_?ema)(?:$|[._])")
 # Tensors that no forward pass at inference reads: what is computed from the shape alone, and what training needs.
 UNREAD = re.compile(
     r"(?:^|\.)(?:mask_token|relative_position_index|relative_coords_table|attn_mask|logit_scale|logit_bias|n_averaged)$"
 )
 # Parts of a training module that are no part of its model.
 TRAINING = re.compile(
-    r"(?:^|\.)(?:loss\w*|criterion|metrics?|\w*(?:acc|accuracy|auroc|f1)|ema\w*|model_ema|teacher|student)\."
+    r"(?i)(?:^|\.)(?:\w*(?:loss|criterion|metric|confmat|confusion)\w*|\w*(?:acc|accuracy|auroc|f1)|aux\w*|ema\w*|model_ema)"
+    r"(?:\.|$)"
 )
+# The text tower of a CLIP, and what compares the two towers.
+TEXT_TOWER = re.compile(
+    r"^(?:transformer|token_embedding|positional_embedding|ln_final|text\w*|logit_scale|logit_bias|attn_mask)(?:\.|$)"
+)
+# Where an optimizer keeps its own tensors, under the names of the model's.
+OPTIMIZER = re.compile(r"(?:^|\.)(?:opt\w*|exp_avg\w*|momentum\w*|\w*scheduler\w*)(?:\.|$)")
+# Of the best dictionary or prefix: what has as many of the model's names may be meant as well.
+ALIKE = 0.9
+# Fewer of the model's names than this share tell nothing.
+LEAST_SHARE = 0.05
 SEARCHED = 64
 
 
@@ -89,14 +100,15 @@ def choose_group(file: WeightsFile, model: nn.Module, *, key: str | None, ema: b
         InputError: Several fit equally, or the asked one is not there.
     """
     groups = [group for entry in file.groups.items() for group in _grouped(*entry, model)]
+    groups = [group for group in groups if not OPTIMIZER.search(group.key)] or groups
     if key is not None:
-        groups = [group for group in groups if group.key == key]
+        groups = _under(groups, key)
         if not groups:
             raise InputError(f"Checkpoint {file.path} has no tensors under {key!r}; it has {file.contents}.")
-    known = set(model.state_dict())
+    known = {numberless(name) for name in model.state_dict()}
     scores = {id(group): _share(group, known) for group in groups}
     best = max(scores.values())
-    near = [group for group in groups if scores[id(group)] >= 0.9 * best] if best else groups
+    near = [group for group in groups if scores[id(group)] >= ALIKE * best]
     plain, averaged = ([group for group in near if group.averaged is wanted] for wanted in (False, True))
     if ema and not averaged:
         raise InputError(f"`ema`: checkpoint {file.path} holds no averaged weights; it has {file.contents}.")
@@ -105,13 +117,21 @@ def choose_group(file: WeightsFile, model: nn.Module, *, key: str | None, ema: b
             f"`ema=False`: checkpoint {file.path} holds averaged weights only ({averaged[0].key}); leave it out."
         )
     chosen = averaged if ema or not plain else plain
-    if len(chosen) > 1:
+    if len(chosen) > 1 and best < LEAST_SHARE:
         largest = max(len(group.inside) for group in chosen)
         chosen = [group for group in chosen if len(group.inside) == largest]
     if len(chosen) > 1:
         names = ", ".join(_place(group) for group in chosen)
         raise InputError(f"Checkpoint {file.path} holds several sets of weights: {names}. Choose one with `checkpoint_key`.")
     return chosen[0], _said(chosen[0], plain, averaged)
+
+
+def _under(groups: Sequence[Group], key: str) -> list[Group]:
+    """Those that `key` leads to: a dictionary, or a prefix of the names, besides which nothing else then counts."""
+    if whole := [group for group in groups if group.key == key]:
+        return whole
+    found = [group for group in groups if key in (group.prefix[:-1], f"{group.key}.{group.prefix[:-1]}")]
+    return [dataclasses.replace(group, outside={}) for group in found]
 
 
 def _said(chosen: Group, plain: Sequence[Group], averaged: Sequence[Group]) -> str:
@@ -124,34 +144,46 @@ def _said(chosen: Group, plain: Sequence[Group], averaged: Sequence[Group]) -> s
 
 
 def _place(group: Group) -> str:
-    return (group.key or "the file itself") + (f" with names in {group.prefix}" if group.prefix else "")
+    return ".".join(part for part in (group.key, group.prefix[:-1]) if part) or "the file itself"
 
 
 def _grouped(key: str, tensors: Tensors, model: nn.Module) -> Iterator[Group]:
-    """The tensors by their best prefix, and again by that of averaged copies in the same dictionary."""
+    """The tensors by each prefix that has a whole model, and again those of averaged copies in the same dictionary."""
     named, known = unwrapped(tensors), set(model.state_dict())
     averaged = {name for name in named if AVERAGED.search(name.partition(".")[0])}
     for names in (named.keys() - averaged, averaged):
-        if names:
-            prefix = prefix_of(names, known)
+        for prefix in prefixes_of(names, known) if names else ():
             inside = {name.removeprefix(prefix): named[name] for name in named if name in names and name.startswith(prefix)}
             outside = {name: value for name, value in named.items() if not name.startswith(prefix) and name in names}
             yield Group(key=key, prefix=prefix, inside=inside, outside=outside)
 
 
 def _share(group: Group, known: set[str]) -> float:
-    """Share of the model's names that are there; where another library named them, just above none."""
-    return len(known & group.inside.keys()) / len(known) or 0.01
+    """Share of the model's names, without numbers, that are there; where another library named them, just above none."""
+    return len(known & {numberless(name) for name in group.inside}) / len(known) or 0.01
 
 
-def fit(group: Group, model: nn.Module, architecture: str) -> Fit:
-    """Bring the tensors of `group` into the form of `model`, by the first way that fits wholly; else the nearest."""
+def fit(group: Group, model: nn.Module, architecture: str, *, whole_model: bool = True) -> Fit:
+    """Bring the tensors of `group` into the form of `model`, by the first way that fits wholly; else the nearest.
+
+    Args:
+        group: Of `choose_group`.
+        model: In the shape of the tensors.
+        architecture: timm's name of it.
+        whole_model: Whether the file's own result is wanted, so that no head and nothing behind the model may be left out;
+            False where the user asked for the model without a head.
+    """
+    for name, value in group.inside.items():
+        if value.layout != torch.strided:
+            return Fit(group=group, tensors={}, done=(), problems=(f"{name} is {_kind(value)}; expected a dense tensor",))
     tries = []
     for index, convert in enumerate(converters(model, architecture)):
         whole = {f"{group.prefix}{name}": value for name, value in group.inside.items()} | group.outside
         # timm's filters know some prefixes themselves; what they leave out is then the rest of a larger model.
         for given in (group.inside, whole) if group.prefix or index > 2 else (group.inside,):
             attempt = _attempt(group, given, convert, model, own_names=index == 0)
+            if not attempt.problems and whole_model:
+                attempt = dataclasses.replace(attempt, problems=_beyond(attempt, given, model))
             if not attempt.problems:
                 return attempt
             tries.append(attempt)
@@ -182,6 +214,23 @@ def _attempt(
         # Of names that are timm's already these leave all as it is.
         done += _changes(from_transformers(from_torchvision(given)), tensors, own, model)
     return Fit(group=group, tensors=tensors, done=tuple(done), problems=tuple(problems))
+
+
+def _beyond(attempt: Fit, given: Tensors, model: nn.Module) -> tuple[str, ...]:
+    """What of the file may change the model's result, and is in none of the model's tensors."""
+    group = attempt.group
+    heads = [name for name in group.inside if _is_unwanted_head(name, model)]
+    used = {value.data_ptr() for value in attempt.tensors.values() if value.numel()}
+    left = (
+        []
+        if given is not group.inside
+        else [
+            name
+            for name, value in group.outside.items()
+            if not (TRAINING.search(name) or TEXT_TOWER.search(name) or UNREAD.search(name)) and value.data_ptr() not in used
+        ]
+    )
+    return tuple(f"{name} {BEYOND}" for name in (*heads, *left))
 
 
 def _may_go(name: str, given: Tensors, lost: Sequence[str]) -> bool:
@@ -218,6 +267,8 @@ def _other(value: torch.Tensor) -> torch.Tensor:
 
 
 # ---- the head
+
+BEYOND = "is beyond the model"
 
 
 def _is_unwanted_head(name: str, model: nn.Module) -> bool:
@@ -328,6 +379,15 @@ def _names(names: Sequence[str]) -> str:
 def explain(fitted: Fit, file: WeightsFile, path: Path) -> InputError:
     """The error for weights that do not fit."""
     group, problems = fitted.group, fitted.problems
+    if all(problem.endswith(BEYOND) for problem in problems):
+        rest = _names([problem.removesuffix(f" {BEYOND}") for problem in problems])
+        place = _place(group)
+        alone = f"give `checkpoint_key={place}` to take {place} alone, " if group.prefix else ""
+        return InputError(
+            f"The weights in {path} have the model under {place}, and more that may change its result: {rest}. If it does "
+            f"not, {alone}or `head=none` for the model's embedding; if it does, give the module itself: `model_from`, or "
+            "vitexport.build(model=…)."
+        )
     more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
     lora = any(".lora_" in name or name.startswith("lora_") for name in group.inside)
     if lora:

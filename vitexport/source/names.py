@@ -25,6 +25,8 @@ from vitexport.source.weights_file import Tensors
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # A prefix that fewer of the file's names have than this share is none of the model's.
 LEAST_SHARE = 0.1
+# Of the best prefix: one with as many of the model's names may be meant as well.
+ALIKE = 0.9
 DEEPEST_PREFIX = 5
 # torchvision's names of a ViT's parts, and timm's.
 TORCHVISION = (
@@ -90,33 +92,44 @@ def from_transformers(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return named
 
 
-def prefix_of(names: AbstractSet[str], known: AbstractSet[str]) -> str:
-    """The prefix with a dot that most names of a model have in a file.
+def prefixes_of(names: AbstractSet[str], known: AbstractSet[str]) -> list[str]:
+    """The prefixes with a dot under which the names of a whole model are in a file.
 
     Args:
         names: Of the file's tensors, unwrapped.
         known: Of the model's own; numbers of blocks do not count.
 
     Returns:
-        The prefix, such as ``model.``; empty for none, and where no name is the model's.
+        The prefix under which most of the model's names are, such as ``model.``, and those beside it under which there are
+        nearly as many, as a student's and a teacher's; an empty one for none, and where no name is the model's.
     """
-    shapes = {_numberless(name) for name in known}
-    scores = {
-        prefix: sum(_known(name.removeprefix(prefix), shapes) for name in names if name.startswith(prefix))
+    shapes = {numberless(name) for name in known}
+    found = {
+        prefix: len({_shape(name.removeprefix(prefix), shapes) for name in names if name.startswith(prefix)} - {None})
         for prefix in _prefixes(names)
     }
-    best = max(scores.values())
-    return min((prefix for prefix, score in scores.items() if score == best), key=len) if best else ""
+    best = max(found.values())
+    if not best:
+        return [""]
+    chosen: list[str] = []
+    for prefix in sorted(found, key=lambda prefix: (-found[prefix], len(prefix))):
+        apart = all(not prefix.startswith(other) and not other.startswith(prefix) for other in chosen)
+        if found[prefix] >= ALIKE * best and apart:
+            chosen.append(prefix)
+    return chosen
 
 
-def _known(name: str, shapes: AbstractSet[str]) -> bool:
-    return any(_numberless(_renamed(name, rules)) in shapes for rules in ((), TORCHVISION, _TRANSFORMERS_JOINED))
+def _shape(name: str, shapes: AbstractSet[str]) -> str | None:
+    """The name without numbers by which the model knows `name`; None where it does not."""
+    candidates = (numberless(_renamed(name, rules)) for rules in ((), TORCHVISION, _TRANSFORMERS_JOINED))
+    return next((candidate for candidate in candidates if candidate in shapes), None)
 
 
 _TRANSFORMERS_JOINED = (*TRANSFORMERS, (r"\.attn\.[qkv]\.", ".attn.qkv."))
 
 
-def _numberless(name: str) -> str:
+def numberless(name: str) -> str:
+    """`name` with the numbers of blocks taken out."""
     return re.sub(r"\.\d+(?=\.)", ".#", name)
 
 
