@@ -295,3 +295,168 @@ def test_a_damaged_index_is_refused(change: str, tmp_path: Path) -> None:
 def test_weights_are_of_the_size_that_was_trained(tmp_path: Path) -> None:
     source = load(request(saved(trained().state_dict(), tmp_path / "w.pth")))[1]
     assert (source.preprocess.height, source.preprocess.width) == (32, 32)
+
+
+# ---- what lies beside, behind and before the model
+
+
+class Wrapped(nn.Module):
+    """A model of somebody's, with other parts."""
+
+    temperature: nn.Parameter
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def tempered() -> Wrapped:
+    module = Wrapped(backbone=trained())
+    module.temperature = nn.Parameter(torch.tensor([2.5]))
+    return module
+
+
+def normalizing() -> nn.Module:
+    module = Wrapped(backbone=trained())
+    module.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]))
+    return module
+
+
+def with_head(head: nn.Module) -> nn.Module:
+    model: Any = trained("vit_small_patch14_dinov2", img_size=28, num_classes=0)
+    model.head = head
+    return model  # type: ignore[no-any-return]
+
+
+MLP = nn.Sequential(nn.Linear(384, 16), nn.GELU(), nn.Linear(16, 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (
+            lambda: Wrapped(teacher=trained(seed=2), student=trained(seed=3)),
+            {},
+            r"several sets of weights: student, teacher",
+        ),
+        (lambda: Wrapped(model=trained(), teacher=trained(depth=3)), {}, r"several sets of weights: .*model, .*teacher"),
+        (lambda: Wrapped(backbone=trained(num_classes=1000), fc=nn.Linear(1000, 5)), {}, r"more that may change .*: fc\."),
+        (tempered, {}, r"under backbone, and more that may change its result: temperature"),
+        (normalizing, {}, r"more that may change its result: mean"),
+        (lambda: with_head(MLP), {"name": "vit_small_patch14_dinov2"}, r"more that may change its result: head"),
+        (
+            lambda: Wrapped(
+                backbone=trained("vit_small_patch14_dinov2", img_size=28, num_classes=0), linear_head=nn.Linear(768, 5)
+            ),
+            {"name": "vit_small_patch14_dinov2"},
+            r"more that may change its result: linear_head",
+        ),
+    ],
+)
+def test_what_may_change_the_result_is_not_left_out(
+    make: Callable[[], nn.Module], changes: Any, message: str, tmp_path: Path
+) -> None:
+    path = saved(make().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        load(request(path, **changes))
+
+
+def test_what_is_asked_for_by_name_is_taken(tmp_path: Path) -> None:
+    both = Wrapped(teacher=trained(seed=2), student=trained(seed=3))
+    path = saved({"state_dict": both.state_dict()}, tmp_path / "w.pth")
+    for key in ("student", "state_dict.student"):
+        exposed, _ = load(request(path, checkpoint_key=key))
+        torch.testing.assert_close(exposed(IMAGE)[0], logits(both.get_submodule("student")), atol=1e-5, rtol=1e-5)
+    scaled = tempered()
+    exposed, _ = load(request(saved(scaled.state_dict(), path), checkpoint_key="backbone"))
+    torch.testing.assert_close(exposed(IMAGE)[0], logits(scaled.get_submodule("backbone")), atol=1e-5, rtol=1e-5)
+    exposed, _ = load(request(saved(with_head(MLP).state_dict(), path), name="vit_small_patch14_dinov2", head="none"))
+    assert exposed(IMAGE[..., :28, :28])[0].shape == (1, 384)
+
+
+@pytest.mark.parametrize("key", ["EMA", "emaModel", "shadow", "avg_model", "ema_state_dict"])
+def test_averages_have_many_names(key: str, tmp_path: Path) -> None:
+    raw, mean = trained(seed=2), trained(seed=3)
+    averaged = {f"module.{name}": value for name, value in mean.state_dict().items()}
+    path = saved({"model": raw.state_dict(), key: averaged}, tmp_path / "w.pth")
+    torch.testing.assert_close(load(request(path))[0](IMAGE)[0], logits(raw), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(load(request(path, ema=True))[0](IMAGE)[0], logits(mean), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "extra"),
+    [
+        ({"global_pool": "max"}, {"hyper_parameters": {"model_name": NAME, "global_pool": "max"}}),
+        ({"num_heads": 6}, {"hyper_parameters": {"model_name": NAME, "num_heads": 6}}),
+        ({"num_heads": 6}, {"hyper_parameters": {"model": {"name": NAME, "num_heads": 6}}}),
+        ({"img_size": (32, 128)}, {"hyper_parameters": {"model_name": NAME, "img_size": [32, 128]}}),
+        ({"img_size": (32, 128)}, {"args": timm_arguments(input_size=[3, 32, 128], model_kwargs={"depth": 1})}),
+        ({"no_embed_class": True}, {}),
+        ({"no_embed_class": True, "reg_tokens": 4}, {}),
+    ],
+)
+def test_the_file_says_what_the_tensors_do_not(shape: Any, extra: Any, tmp_path: Path) -> None:
+    model = trained(**shape)
+    height, width = shape.get("img_size", (32, 32))
+    image = torch.nn.functional.interpolate(IMAGE, (height, width))
+    exposed, _ = load(request(saved({"state_dict": model.state_dict(), **extra}, tmp_path / "w.pth")))
+    torch.testing.assert_close(exposed(image)[0], logits(model, image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "args"),
+    [
+        ("vit_small_patch16_dinov3", 64, {"img_size": 64}),
+        ("beit_base_patch16_224", 32, {"img_size": 32}),
+        ("beit_base_patch16_224", 32, None),
+    ],
+)
+def test_the_size_is_known_without_a_position_embedding(name: str, size: int, args: Any, tmp_path: Path) -> None:
+    model = trained(name, img_size=size)
+    extra = {} if args is None else {"args": timm_arguments(model=name, **args)}
+    source = load(request(saved({"state_dict": model.state_dict(), **extra}, tmp_path / "w.pth"), name=name))[1]
+    assert (source.preprocess.height, source.preprocess.width) == (size, size)
+    assert source.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("extra", "seen"),
+    [
+        ({"hyper_parameters": {"model_name": NAME, "mean": 0.1, "std": torch.tensor([0.3, 0.3, 0.3])}}, (0.1, 0.9)),
+        ({"hyper_parameters": {"model": {"name": NAME}, "data": {"mean": [0.1] * 3, "crop_pct": "0.8"}}}, (0.1, 0.8)),
+        ({"pretrained_cfg": {"mean": [0.1] * 3, "crop_pct": 0.8}}, (0.1, 0.8)),
+        ({"args": argparse.Namespace(model=NAME, nb_classes=5, input_size=32, eval_crop_ratio=0.875)}, (0.5, 0.875)),
+        ({"args": timm_arguments(model="vit_tiny_patch16_224.augreg_in21k", mean=[0.1] * 3)}, (0.1, 0.9)),
+        ({"hyper_parameters": {"model_name": f"hf_hub:timm/{NAME}.augreg_in21k", "mean": [0.1] * 3}}, (0.1, 0.9)),
+    ],
+)
+def test_preprocessing_is_read_in_every_usual_form(extra: Any, seen: tuple[float, float], tmp_path: Path) -> None:
+    path = saved({"state_dict": trained().state_dict(), **extra}, tmp_path / "w.pth")
+    spec = load(request(path))[1].preprocess
+    assert spec.mean == pytest.approx((seen[0],) * 3)
+    assert spec.crop_pct == seen[1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ({"class_to_idx": {"b": 0, "a": 1, "c": 2, "d": 3, "e": 4}}, "bacde"),
+        ({"hyper_parameters": {"model_name": NAME, "class_names": list("edcba")}}, "edcba"),
+        ({"hyper_parameters": {"model_name": NAME, "idx_to_class": dict(enumerate("edcba"))}}, "edcba"),
+    ],
+)
+def test_the_order_of_the_classes_is_read(extra: Any, names: str, tmp_path: Path) -> None:
+    path = saved({"state_dict": trained().state_dict(), **extra}, tmp_path / "w.pth")
+    assert load(request(path))[1].labels == tuple(names)
+
+
+def test_what_only_the_training_knew_is_named(tmp_path: Path) -> None:
+    path = saved({"state_dict": trained().state_dict(), "args": timm_arguments(class_map="classes.txt")}, tmp_path / "w.pth")
+    (note,) = load(request(path))[1].notes
+    assert "the order of its classes from classes.txt; give `labels`" in note
+    (note,) = load(request(saved(trained().state_dict(), path), name=None))[1].notes
+    assert "does not say how pictures were prepared" in note
+    path = saved({"state_dict": trained().state_dict(), "class_to_idx": {"a": 0, "b": 1}}, path)
+    (note,) = load(request(path))[1].notes
+    assert "names 2 classes and the model has 5" in note

@@ -133,8 +133,16 @@ def _from_lines(path: Path, text: str, classes: int | None) -> tuple[str, ...]:
 
 
 def _check_not_shuffled(path: Path, names: Sequence[str]) -> None:
-    """Refuse ``1 dog``, ``0 cat``: indices in front of the names that state another order than the lines."""
-    heads = [re.match(r"(\d+)[\s:.)]", name) for name in names]
+    """Refuse ``1 dog``, ``0 cat`` and ``dog 1``, ``cat 0``: indices that state another order than the lines."""
+    tails = [re.search(r"[\s,;:=](\d{1,9})$", name) for name in names]
+    behind = [int(tail[1]) for tail in tails if tail is not None]
+    # "class 0", "class 1" … are names.
+    if sorted(behind) == list(range(len(names))) and behind != sorted(behind):
+        raise InputError(
+            f"Labels file {path} has an index behind each name ({names[0]}), and not in rising order; write it as CSV with "
+            "the columns name and index."
+        )
+    heads = [re.match(r"(\d{1,9})[\s:.)]", name) for name in names]
     numbers = [int(head[1]) for head in heads if head is not None]
     if len(numbers) == len(names) and numbers != sorted(numbers) and sorted(numbers) == list(range(len(names))):
         raise InputError(
@@ -212,7 +220,7 @@ def _from_json(path: Path, text: str) -> ClassNames:
 
     try:
         data = json.loads(text, object_pairs_hook=pairs)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         first = text.lstrip()[0]
         raise InputError(
             f"Labels file {path} starts with {first} as JSON does, and is not valid JSON: {error}. Expected {FORMS}."

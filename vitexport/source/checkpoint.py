@@ -18,13 +18,17 @@ from torch import nn
 from vitexport.errors import InputError
 from vitexport.source.fit import Group, choose_group, explain, fit
 from vitexport.source.identify import identify
-from vitexport.source.names import from_torchvision, from_transformers
+from vitexport.source.names import from_torchvision, from_transformers, has_transformers_names
 from vitexport.source.recorded import Recorded, read_record
 from vitexport.source.request import ModelRequest, create_kwargs
-from vitexport.source.shapes import PLAIN, read_shapes
+from vitexport.source.shapes import read_shapes
 from vitexport.source.weights_file import WeightsFile, read_config, read_weights
 
 LOCAL = "local-dir:"
+# Says that a name is told from the tensors.
+TENSORS = "its tensors"
+# transformers' ViTConfig where nothing else is said.
+TRANSFORMERS_EPS = 1e-12
 # Model keywords that an option of its own stands for.
 OPTIONS = ("num_classes", "img_size", "in_chans")
 PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -71,7 +75,7 @@ def open_checkpoint(request: ModelRequest) -> Checkpoint | None:
     record = read_record(read_config(folder) if folder is not None and request.checkpoint is not None else file)
     if request.name is None and record.name is None:
         name, kwargs = identify(file, key=request.checkpoint_key, ema=request.ema)
-        record = dataclasses.replace(record, name=name, where="its tensors", kwargs={**kwargs, **record.kwargs})
+        record = dataclasses.replace(record, name=name, where=TENSORS, kwargs={**kwargs, **record.kwargs})
     return _completed(request, file, record)
 
 
@@ -88,6 +92,8 @@ def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Ch
         name = record.name
     elif record.name is not None:
         _check_name(name, record, file)
+        if "." not in name and record.name.partition(".")[0] == name:
+            name = record.name  # with the tag, which says how pictures were prepared
     if name is None:
         raise InputError(f"{file.path} has no config.json that names an architecture of timm; give MODEL, a timm name.")
     typed = create_kwargs(request)
@@ -99,7 +105,8 @@ def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Ch
             )
     kwargs = {key: value for key, value in record.kwargs.items() if key not in typed}
     completed = dataclasses.replace(request, name=name, kwargs={**kwargs, **request.kwargs})
-    if record.size is not None and "img_size" not in create_kwargs(completed) and _family(name) not in PLAIN:
+    # Where a position embedding is of another size, that decides (`_settle`).
+    if record.size is not None and "img_size" not in create_kwargs(completed):
         completed = dataclasses.replace(completed, img_size=record.size)
     return _preprocessed(request, Checkpoint(request=completed, file=file, record=record))
 
@@ -123,7 +130,14 @@ def _preprocessed(typed: ModelRequest, checkpoint: Checkpoint) -> Checkpoint:
                 f"`{key}={_shown(own)}` is used, and {checkpoint.file.file.name} was trained with {_shown(said)}; leave "
                 "it out to use that."
             )
-    request = dataclasses.replace(checkpoint.request, **changes)
+    request, record = dataclasses.replace(checkpoint.request, **changes), checkpoint.record
+    if record.class_map is not None and record.labels is None:
+        notes.append(f"the training took the order of its classes from {record.class_map}; give `labels` in that order.")
+    if record.where == TENSORS and request.mean is None:
+        notes.append(
+            f"{checkpoint.file.file.name} does not say how pictures were prepared; {request.name} is told from its tensors, "
+            "and that model's preprocessing is used. Give `mean`, `std` and `crop_pct` if others were trained with."
+        )
     return dataclasses.replace(checkpoint, request=request, notes=tuple(notes))
 
 
@@ -192,6 +206,8 @@ def load_checkpoint(
     file, request = checkpoint.file, checkpoint.request
     model = create(request)
     group, said = choose_group(file, model, key=request.checkpoint_key, ema=request.ema)
+    if not checkpoint.record.transformers and has_transformers_names(group.inside):
+        checkpoint = _of_transformers(checkpoint)
     changes, settled = _settle(checkpoint, typed, model, group)
     if changes:
         kwargs = {key: value for key, value in request.kwargs.items() if key not in changes}
@@ -211,6 +227,17 @@ def load_checkpoint(
     )
     done = dataclasses.replace(checkpoint, request=request, notes=(*checkpoint.notes, *resampled))
     return model, done, f"{file.file.name}: {', '.join(parts)}"
+
+
+def _of_transformers(checkpoint: Checkpoint) -> Checkpoint:
+    """A ViT of transformers without the files that describe it: its epsilon is known, its pictures are not."""
+    record = dataclasses.replace(checkpoint.record, transformers=True, layer_norm_eps=TRANSFORMERS_EPS)
+    note = (
+        f"{checkpoint.file.file.name} is a ViT of transformers without its config.json; layer_norm_eps is taken to be "
+        f"{TRANSFORMERS_EPS:g}, and its image processor is not known: transformers' own resizes each side to the model's "
+        "(`crop_mode=squash`, `crop_pct=1`, `interpolation=bilinear`)."
+    )
+    return dataclasses.replace(checkpoint, record=record, notes=(*checkpoint.notes, note))
 
 
 def _whole(typed: ModelRequest) -> bool:

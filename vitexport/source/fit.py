@@ -382,10 +382,11 @@ def explain(fitted: Fit, file: WeightsFile, path: Path) -> InputError:
     if all(problem.endswith(BEYOND) for problem in problems):
         rest = _names([problem.removesuffix(f" {BEYOND}") for problem in problems])
         place = _place(group)
-        alone = f"give `checkpoint_key={place}` to take {place} alone, " if group.prefix else ""
+        alone = f"give `checkpoint_key={place}` to take {place} alone, or " if group.prefix else "give "
+        where = f" under {place}" if group.prefix else ""
         return InputError(
-            f"The weights in {path} have the model under {place}, and more that may change its result: {rest}. If it does "
-            f"not, {alone}or `head=none` for the model's embedding; if it does, give the module itself: `model_from`, or "
+            f"The weights in {path} have the model{where}, and more that may change its result: {rest}. If it does "
+            f"not, {alone}`head=none` for the model's embedding; if it does, give the module itself: `model_from`, or "
             "vitexport.build(model=…)."
         )
     more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""

@@ -18,7 +18,7 @@ from torch import nn
 from vitexport.errors import InputError
 from vitexport.quiet import quiet
 from vitexport.source.fit import Group, choose_group
-from vitexport.source.shapes import HEAD_ROOTS, SWIN, read_shapes
+from vitexport.source.shapes import HEAD_ROOTS, SWIN, embeds_patches_alone, read_shapes
 from vitexport.source.weights_file import Tensors, WeightsFile
 
 # A small member of each family whose shapes are read, with one block, and the modules of timm that have such models.
@@ -116,6 +116,8 @@ def _is_of(tensors: Tensors, model: nn.Module) -> bool:
     seen = {name: value.shape for name, value in tensors.items() if not _is_head(name) and not _is_later(name)}
     own.pop("pos_embed", None)
     has_positions = seen.pop("pos_embed", None) is not None
+    if has_positions and hasattr(model, "no_embed_class") and model.no_embed_class != embeds_patches_alone(tensors):
+        return False
     return own == seen and has_positions == ("pos_embed" in model.state_dict())
 
 

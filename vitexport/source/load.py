@@ -93,7 +93,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         synsets=synsets if named else None,
         products=products,
         loading=made.loading,
-        notes=made.notes,
+        notes=made.notes + _unused_names(made, labels),
         zero_shot=texts,
     )
 
@@ -120,6 +120,15 @@ def _made(request: ModelRequest, checkpoint: Checkpoint | None, *, weights: bool
         return _Made(model=door.create(completed, weights=False), request=completed, checkpoint=checkpoint)
     model, done, loading = load_checkpoint(checkpoint, request, lambda asked: door.create(asked, weights=False))
     return _Made(model=model, request=done.request, checkpoint=done, loading=loading, notes=done.notes)
+
+
+def _unused_names(made: _Made, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+    """A note where the file names other classes than the model has."""
+    recorded = made.checkpoint.record.labels if made.checkpoint is not None else None
+    if recorded is None or labels is not None or not getattr(made.model, "num_classes", 0):
+        return ()
+    count = getattr(made.model, "num_classes", 0)
+    return (f"the checkpoint names {len(recorded)} classes and the model has {count}; the names are not used.",)
 
 
 def _class_names(

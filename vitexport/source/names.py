@@ -27,6 +27,8 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 LEAST_SHARE = 0.1
 # Of the best prefix: one with as many of the model's names may be meant as well.
 ALIKE = 0.9
+# A prefix with fewer of the model's names than this share is a part of a model: a stage, whose blocks are named alike.
+WHOLE = 0.75
 DEEPEST_PREFIX = 5
 # torchvision's names of a ViT's parts, and timm's.
 TORCHVISION = (
@@ -92,6 +94,11 @@ def from_transformers(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return named
 
 
+def has_transformers_names(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the tensors have the names of transformers' own ViT."""
+    return any(name.startswith("vit.") and ".layernorm_before." in name for name in tensors)
+
+
 def prefixes_of(names: AbstractSet[str], known: AbstractSet[str]) -> list[str]:
     """The prefixes with a dot under which the names of a whole model are in a file.
 
@@ -112,9 +119,9 @@ def prefixes_of(names: AbstractSet[str], known: AbstractSet[str]) -> list[str]:
     if not best:
         return [""]
     chosen: list[str] = []
-    for prefix in sorted(found, key=lambda prefix: (-found[prefix], len(prefix))):
+    for prefix in sorted(found, key=lambda prefix: (-found[prefix], len(prefix), prefix)):
         apart = all(not prefix.startswith(other) and not other.startswith(prefix) for other in chosen)
-        if found[prefix] >= ALIKE * best and apart:
+        if not chosen or (found[prefix] >= max(ALIKE * best, WHOLE * len(shapes)) and apart):
             chosen.append(prefix)
     return chosen
 

@@ -28,6 +28,24 @@ NAME_KEYS = (
 )
 # Keys of training arguments, and the keyword of timm.create_model that each stands for.
 ARGUMENT_KEYS = {"num_classes": "num_classes", "nb_classes": "num_classes", "in_chans": "in_chans", "gp": "global_pool"}
+# Keywords of timm.create_model that a script may keep by their own names, and that tensors do not show.
+OWN_KEYS = ("global_pool", "num_heads", "act_layer", "class_token", "no_embed_class", "pre_norm", "qk_norm", "fc_norm")
+# Where a nested configuration keeps how pictures are prepared, and under which keys.
+SECTIONS = (
+    "data",
+    "data_config",
+    "dataset",
+    "datamodule",
+    "transform",
+    "transforms",
+    "preprocess",
+    "preprocessing",
+    "model",
+)
+PREPARED = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+# Under which keys the names of the classes are, in the order of the logits.
+CLASS_KEYS = ("class_names", "classes", "label_names")
+HUB = re.compile(r"^(?:hf[-_]hub:)?timm/")
 PROBLEM_TYPES: Mapping[str, Task] = {
     "single_label_classification": "classification",
     "multi_label_classification": "multi-label",
@@ -51,6 +69,7 @@ class Recorded:
         labels: Class names in the order of the logits.
         task: Of the head.
         epoch: Of the training.
+        class_map: The file that gave the training its order of the classes.
         layer_norm_eps: Of every LayerNorm, where it is not timm's.
         transformers: Whether the names of the tensors are those of transformers' own ViT.
         tower: Whether open_clip's configuration says it; its own towers have several names in timm.
@@ -68,6 +87,7 @@ class Recorded:
     labels: tuple[str, ...] | None = None
     task: Task | None = None
     epoch: int | None = None
+    class_map: str | None = None
     layer_norm_eps: float | None = None
     transformers: bool = False
     tower: bool = False
@@ -95,22 +115,32 @@ def read_record(file: WeightsFile) -> Recorded:
 
 def _arguments(file: WeightsFile) -> Recorded:
     """``args`` of timm's, DeiT's and MAE's scripts, or the hyper-parameters of Lightning."""
+    record = Recorded()
     for key in ("args", "hyper_parameters", "config", "hparams"):
         values = _mapping(file.extra.get(key))
         if values:
             found = dict(_names(values))
-            if len(set(found.values())) > 1:
+            if len({name.partition(".")[0] for name in found.values()}) > 1:
                 seen = ", ".join(f"{key}.{name} is {value}" for name, value in found.items())
                 raise InputError(f"Checkpoint {file.path} names several models: {seen}. Give MODEL.")
-            place = next(iter(found), None)
-            return _of_arguments(values, found.get(place or ""), f"{key}.{place}" if place else key)
-    arch = file.extra.get("arch")
-    known = isinstance(arch, str) and timm.is_model(arch.partition(".")[0])
-    return Recorded(name=arch, where="arch") if known else Recorded()
+            place = max(found, key=lambda place: "." in found[place], default=None)
+            record = _of_arguments(values, found.get(place or ""), f"{key}.{place}" if place else key)
+            break
+    arch = _timm_name(file.extra.get("arch"))
+    if record.name is None and arch is not None:
+        record = dataclasses.replace(record, name=arch, where="arch")
+    data = _mapping(file.extra.get("pretrained_cfg"))
+    told = {name: value for name, value in _prepared(data).items() if getattr(record, name) is None}
+    labels = record.labels or _class_order(file.extra, str(file.path))
+    return dataclasses.replace(record, **told, labels=labels)
 
 
 def _of_arguments(values: Mapping[str, Any], name: str | None, where: str) -> Recorded:
+    # A nested configuration keeps the model's arguments beside its name.
+    beside = _mapping(values.get(where.split(".")[1])) if where.count(".") == 2 else {}
+    values = {**beside, **values}
     kwargs = {ours: values[key] for key, ours in ARGUMENT_KEYS.items() if values.get(key) is not None}
+    kwargs |= {key: values[key] for key in OWN_KEYS if isinstance(values.get(key), (str, int)) and values[key] != ""}
     kwargs |= _mapping(values.get("model_kwargs"))
     # DeiT's and MAE's input_size is one side; timm's has the channels first.
     input_size = values.get("input_size")
@@ -121,29 +151,67 @@ def _of_arguments(values: Mapping[str, Any], name: str | None, where: str) -> Re
     else:
         side = values.get("img_size") or values.get("image_size")
         size = (side, side) if isinstance(side, int) else None
+        if isinstance(side, (tuple, list)) and len(side) == 2:
+            size = (int(side[0]), int(side[1]))
+    prepared: dict[str, Any] = {}
+    for section in (values, *(_mapping(values.get(key)) for key in SECTIONS)):
+        prepared = {**_prepared(section), **prepared}
+    if "crop_pct" not in prepared and (share := _number(values.get("eval_crop_ratio"))) is not None:
+        prepared["crop_pct"] = share  # DeiT's
     return Recorded(
         name=name,
         where=where,
         kwargs=kwargs,
-        mean=_numbers(values.get("mean")),
-        std=_numbers(values.get("std")),
-        interpolation=_text(values.get("interpolation")),
-        crop_pct=_number(values.get("crop_pct")),
-        crop_mode=_text(values.get("crop_mode")),
+        **prepared,
         size=size,
+        labels=_class_order(values, where),
+        class_map=_text(values.get("class_map")),
     )
+
+
+def _prepared(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `values` say of how pictures are prepared, without what they leave open."""
+    read = {"mean": _numbers, "std": _numbers, "interpolation": _text, "crop_pct": _number, "crop_mode": _text}
+    found = {key: read[key](values.get(key)) for key in PREPARED}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _class_order(values: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+    """Names of the classes in the order of the logits, as torchvision's ``class_to_idx`` or a list has them.
+
+    Raises:
+        InputError: Numbers that are not 0 to n - 1.
+    """
+    numbered = _mapping(values.get("class_to_idx")) or {
+        str(name): number for number, name in _mapping(values.get("idx_to_class")).items()
+    }
+    if numbered:
+        order = sorted(numbered, key=lambda name: int(numbered[name]))
+        if [int(numbered[name]) for name in order] != list(range(len(order))):
+            raise InputError(f"class_to_idx in {where} does not number its classes from 0; mend it.")
+        return tuple(order)
+    for key in CLASS_KEYS:
+        names = values.get(key)
+        if isinstance(names, (tuple, list)) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
+
+
+def _timm_name(value: Any) -> str | None:
+    """A name of timm's, as it is or as the hub has it; None for anything else."""
+    name = HUB.sub("", value) if isinstance(value, str) else ""
+    return name if timm.is_model(name.partition(".")[0]) else None
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Where a timm name is, and which."""
     for key in NAME_KEYS:
         value = values.get(key)
-        if isinstance(value, str) and timm.is_model(value.partition(".")[0]):
-            yield key, value
+        if (name := _timm_name(value)) is not None:
+            yield key, name
         for inner in NAME_KEYS:
-            nested = _mapping(value).get(inner)
-            if isinstance(nested, str) and timm.is_model(nested.partition(".")[0]):
-                yield f"{key}.{inner}", nested
+            if (name := _timm_name(_mapping(value).get(inner))) is not None:
+                yield f"{key}.{inner}", name
 
 
 # ---- config.json
@@ -180,13 +248,9 @@ def _timm_config(file: WeightsFile) -> Recorded:
         name=str(config["architecture"]),
         where="config.json",
         kwargs=kwargs,
-        mean=_numbers(data.get("mean")),
-        std=_numbers(data.get("std")),
-        interpolation=_text(data.get("interpolation")),
-        crop_pct=_number(data.get("crop_pct")),
-        crop_mode=_text(data.get("crop_mode")),
+        **_prepared(data),
         size=size,
-        labels=_labels(config, file) or _own_names(data, config),
+        labels=_agreed_names(_labels(config, file), _own_names(data, config), file),
         task=_task(config),
     )
 
@@ -194,10 +258,24 @@ def _timm_config(file: WeightsFile) -> Recorded:
 def _own_names(data: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Names in ``label_names``, or what ``label_descriptions`` calls them."""
     names = config.get("label_names") or data.get("label_names") or config.get("labels")
+    if isinstance(names, dict) and names.keys() == {str(index) for index in range(len(names))}:
+        names = [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    if all(UNNAMED.fullmatch(name) for name in names):
         return None
     described = _mapping(config.get("label_descriptions") or data.get("label_descriptions"))
     return tuple(str(described.get(name, name)) for name in names)
+
+
+def _agreed_names(
+    first: tuple[str, ...] | None, second: tuple[str, ...] | None, file: WeightsFile
+) -> tuple[str, ...] | None:
+    if first is not None and second is not None and first != second and sorted(first) == sorted(second):
+        raise InputError(
+            f"id2label and label_names in the config.json of {file.path} have different orders; mend one of them."
+        )
+    return first if first is not None else second
 
 
 def _labels(config: Mapping[str, Any], file: WeightsFile) -> tuple[str, ...] | None:
@@ -208,6 +286,10 @@ def _labels(config: Mapping[str, Any], file: WeightsFile) -> tuple[str, ...] | N
     if sorted(given, key=lambda key: (len(str(key)), str(key))) != [str(index) for index in range(len(given))]:
         raise InputError(f"id2label in the config.json of {file.path} does not number its names from 0; mend it.")
     names = tuple(str(given[str(index)]) for index in range(len(given)))
+    numbers = _mapping(config.get("label2id"))
+    both = len(set(names)) == len(names) and numbers.keys() == set(names)
+    if both and [int(numbers[name]) for name in names] != list(range(len(names))):
+        raise InputError(f"id2label and label2id in the config.json of {file.path} contradict each other; mend one of them.")
     return None if all(UNNAMED.fullmatch(name) for name in names) else names
 
 
@@ -239,7 +321,8 @@ def _transformers_vit(file: WeightsFile) -> Recorded:
             "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
             "qkv_bias": bool(config.get("qkv_bias", True)),
             "in_chans": config.get("num_channels", 3),
-            "num_classes": len(_mapping(config.get("id2label"))),
+            # transformers leaves its own default, two labels without names, out of the file.
+            **({"num_classes": len(_mapping(config["id2label"]))} if config.get("id2label") else {}),
         },
         **_processor(file, processor, (height, width)),
         size=(height, width),
@@ -257,13 +340,20 @@ def _processor(file: WeightsFile, processor: Mapping[str, Any], input_size: tupl
             f"{file.path} has no preprocessor_config.json, so the pictures that the model was trained on are not known; "
             "save the image processor there (processor.save_pretrained)."
         )
-    rescale = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
-    size = _mapping(processor.get("size"))
+    rescale = float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 1.0
+    given = processor.get("size")
+    # Before release 4.25 a number was the side of a square.
+    size = {"height": given, "width": given} if isinstance(given, int) else _mapping(given)
     seen = (size.get("height"), size.get("width"))
+    resample = processor.get("resample")
+    if resample is not None and resample not in FILTERS:
+        raise InputError(
+            f"The preprocessor_config.json of {file.path} has resample {resample!r}, which Pillow does not know."
+        )
     crops = bool(processor.get("do_center_crop")) or not processor.get("do_resize", True)
     if seen != input_size or crops or not math.isclose(rescale, 1 / 255, rel_tol=1e-6):
         raise InputError(
-            f"The preprocessor_config.json of {file.path} has size {dict(size) or processor.get('size')}, do_center_crop "
+            f"The preprocessor_config.json of {file.path} has size {dict(size) or given}, do_center_crop "
             f"{bool(processor.get('do_center_crop'))}, do_resize {bool(processor.get('do_resize', True))} and "
             f"rescale_factor {rescale:g}; expected height and width {input_size}, no crop, resizing, and 1/255."
         )
@@ -271,7 +361,7 @@ def _processor(file: WeightsFile, processor: Mapping[str, Any], input_size: tupl
     return {
         "mean": _numbers(processor.get("image_mean")) if normalizes else (0.0,),
         "std": _numbers(processor.get("image_std")) if normalizes else (1.0,),
-        "interpolation": FILTERS[int(processor.get("resample", 2))],
+        "interpolation": FILTERS[2 if resample is None else resample],
         "crop_pct": 1.0,
         "crop_mode": "squash",
     }
@@ -287,13 +377,16 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (float(value),)
     if not isinstance(value, (tuple, list)) or not value:
         return None
     return tuple(float(entry) for entry in value)
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and value else None
+    return float(value) if isinstance(value, (int, float, str)) and value else None
 
 
 def _text(value: Any) -> str | None:

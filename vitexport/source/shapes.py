@@ -87,6 +87,8 @@ def _plain(tensors: Tensors, stem: torch.Tensor, model: nn.Module) -> dict[str, 
     registers = tensors.get("reg_token", tensors.get("register_tokens"))
     known["reg_tokens"] = 0 if registers is None else int(registers.shape[1])
     known["global_pool"] = _pooling(tensors)
+    if embeds_patches_alone(tensors) and hasattr(model, "no_embed_class"):
+        known["no_embed_class"] = True
     if (size := _image_size(tensors, model, patch)) is not None:
         known["img_size"] = size
     return known
@@ -105,19 +107,37 @@ def _image_size(tensors: Tensors, model: nn.Module, patch: tuple[int, int]) -> t
     """Of a square picture; None where the position embedding is no square grid."""
     embedding, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    table = tensors.get("blocks.0.attn.relative_position_bias_table")
+    if embedding is None and table is not None:
+        # BEiT's: one row for each offset of two patches, and three for the class token.
+        offsets = math.isqrt(int(table.shape[0]) - 3)
+        side = (offsets + 1) // 2
+        return (side * patch[0], side * patch[1]) if offsets * offsets + 3 == table.shape[0] else None
     if embedding is None or embedding.dim() != 3 or own is None or grid is None:
         return None
     others = int(own.shape[1]) - grid[0] * grid[1]
-    if "register_tokens" in tensors:
+    if embedding.shape[1] == own.shape[1]:
+        # The grid need not be square.
+        return grid[0] * patch[0], grid[1] * patch[1]
+    if embeds_patches_alone(tensors):
+        others = 0
+    elif "register_tokens" in tensors:
         others = 1
     elif not getattr(model, "no_embed_class", False):
         others += _extra_tokens(tensors) - _extra_tokens(dict(model.state_dict()))
     side = math.isqrt(max(int(embedding.shape[1]) - others, 0))
     if side * side + others != embedding.shape[1] or not side:
-        # The model's own grid need not be square.
-        own_grid = (grid[0] * patch[0], grid[1] * patch[1])
-        return own_grid if embedding.shape[1] == own.shape[1] else None
+        return None
     return side * patch[0], side * patch[1]
+
+
+def embeds_patches_alone(tensors: Tensors) -> bool:
+    """Whether class and register tokens have no place in the position embedding of a square grid."""
+    embedding, extra = tensors.get("pos_embed"), _extra_tokens(tensors)
+    if embedding is None or embedding.dim() != 3 or not extra or "register_tokens" in tensors:
+        return False
+    count = int(embedding.shape[1])
+    return math.isqrt(count) ** 2 == count and (count <= extra or math.isqrt(count - extra) ** 2 != count - extra)
 
 
 def _extra_tokens(tensors: Tensors) -> int:

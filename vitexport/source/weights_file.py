@@ -185,6 +185,8 @@ def _sharded(path: Path) -> Tensors:
         if PurePosixPath(name).name != name or not shard.is_file():
             raise InputError(f"Checkpoint index {path} names {name!r}, which does not lie in its folder.")
         tree = _tree(shard)
+        if not isinstance(tree, Mapping):
+            raise InputError(f"Checkpoint {shard} holds no tensors by name, but a {type(tree).__name__}.")
         tensors |= {key: value for key, value in tree.items() if isinstance(value, torch.Tensor)}
     if absent := sorted(files.keys() - tensors.keys()):
         raise InputError(f"Checkpoint index {path} names {absent[0]}, which is in none of its files.")
