@@ -28,8 +28,8 @@ UNREAD = re.compile(
 )
 # Parts of a training module that are no part of its model.
 TRAINING = re.compile(
-    r"(?i)(?:^|\.)(?:\w*(?:loss|criterion|metric|confmat|confusion)\w*|\w*(?:acc|accuracy|auroc|f1)|aux\w*|ema\w*|model_ema)"
-    r"(?:\.|$)"
+    r"(?i)(?:^|\.)(?:(?:\w*_)?(?:loss|losses|criterion|metrics?|confmat|confusion_matrix|acc|accuracy|auroc|f1)\w*"
+    r"|aux\w*|ema|ema_\w*|model_ema)(?:\.|$)"
 )
 # The text tower of a CLIP, and what compares the two towers.
 TEXT_TOWER = re.compile(
