@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vitexport.errors import InputError
-from vitexport.source.names import converters, from_torchvision, from_transformers, numberless, prefixes_of, unwrapped
+from vitexport.source.names import ALIKE, converters, from_torchvision, from_transformers, numberless, prefixes_of, unwrapped
 from vitexport.source.shapes import HEAD_ROOTS, head_name, linear_under
 from vitexport.source.weights_file import Tensors, WeightsFile
 
@@ -37,8 +37,6 @@ TEXT_TOWER = re.compile(
 )
 # Where an optimizer keeps its own tensors, under the names of the model's.
 OPTIMIZER = re.compile(r"(?:^|\.)(?:opt\w*|exp_avg\w*|momentum\w*|\w*scheduler\w*)(?:\.|$)")
-# Of the best dictionary or prefix: what has as many of the model's names may be meant as well.
-ALIKE = 0.9
 # Fewer of the model's names than this share tell nothing.
 LEAST_SHARE = 0.05
 SEARCHED = 64

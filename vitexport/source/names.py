@@ -25,7 +25,7 @@ from vitexport.source.weights_file import Tensors
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # A prefix that fewer of the file's names have than this share is none of the model's.
 LEAST_SHARE = 0.1
-# Of the best prefix: one with as many of the model's names may be meant as well.
+# Of the best prefix or dictionary: one with as many of the model's names may be meant as well.
 ALIKE = 0.9
 # A prefix with fewer of the model's names than this share is a part of a model: a stage, whose blocks are named alike.
 WHOLE = 0.75

@@ -108,7 +108,7 @@ def _image_size(tensors: Tensors, model: nn.Module, patch: tuple[int, int]) -> t
     embedding, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     table = tensors.get("blocks.0.attn.relative_position_bias_table")
-    if embedding is None and table is not None:
+    if embedding is None and table is not None and table.dim() and table.shape[0] > 3:
         # BEiT's: one row for each offset of two patches, and three for the class token.
         offsets = math.isqrt(int(table.shape[0]) - 3)
         side = (offsets + 1) // 2
