@@ -36,6 +36,8 @@ DIGITS = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FROM_ONE = tuple(str(digit + 1) for digit in range(10))
 GREY = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+# What is said of a number of heads that no tensor shows.
+HEADS = "`kwargs=num_heads=4`: taken as given"
 Pixels = NDArray[np.uint8]
 State = dict[str, torch.Tensor]
 SAMPLE_WEIGHTS = ROOT / "scripts" / "sample" / "model.safetensors"
@@ -190,7 +192,7 @@ class FileCase:
         entries: What is saved, from the sample's tensors.
         typed: Fields of the `ModelRequest`.
         container: Name of the file; safetensors where it ends so.
-        note: What a note of the source has to say.
+        note: What a note of the source has to say; of a right file the only thing that one may say.
     """
 
     entries: Callable[[State], dict[str, Any]]
@@ -265,6 +267,13 @@ WRONG_FILES: dict[str, tuple[str, FileCase]] = {
         "named",
         FileCase(entries=trained_as, typed={"interpolation": "nearest"}, note="`interpolation=nearest` is used"),
     ),
+    "a model made for another size than its pictures had": (
+        "named",
+        FileCase(
+            entries=lambda s: trained_as(s, img_size=48, model_kwargs=SHAPE | {"dynamic_img_size": True}),
+            note="was trained on pictures of 48 x 48, with a model made for 32×32",
+        ),
+    ),
     "another size than in training": (
         "named",
         FileCase(entries=trained_as, typed={"img_size": 48}, note="position embedding 8×8 → 12×12, resampled"),
@@ -287,18 +296,26 @@ RIGHT_FILES: dict[str, FileCase] = {
         typed=GREY,
     ),
     "model_state_dict": FileCase(
-        entries=lambda s: {"model_state_dict": s, "optimizer": {"state": {}}}, typed={"name": MODEL, "kwargs": SHAPE, **GREY}
+        entries=lambda s: {"model_state_dict": s, "optimizer": {"state": {}}},
+        typed={"name": MODEL, "kwargs": SHAPE, **GREY},
+        note=HEADS,
     ),
     "shape from the tensors": FileCase(
-        entries=dict, container="w.pth", typed={"name": MODEL, "kwargs": {"num_heads": 4}, **GREY, "crop_pct": 1.0}
+        entries=dict,
+        container="w.pth",
+        typed={"name": MODEL, "kwargs": {"num_heads": 4}, **GREY, "crop_pct": 1.0},
+        note=HEADS,
     ),
-    "safetensors": FileCase(entries=dict, container="w.safetensors", typed={"name": MODEL, "kwargs": SHAPE, **GREY}),
+    "safetensors": FileCase(
+        entries=dict, container="w.safetensors", typed={"name": MODEL, "kwargs": SHAPE, **GREY}, note=HEADS
+    ),
     "float16": FileCase(entries=lambda s: trained_as({name: value.half() for name, value in s.items()})),
     "dropout before the head": FileCase(entries=lambda s: trained_as(moved_head(s, "head.1"))),
     "head outside the trunk": FileCase(entries=lambda s: trained_as(moved_head(s, "classifier", "backbone."))),
     "teacher chosen": FileCase(
         entries=lambda s: {"student": noise(s), "teacher": s},
         typed={"checkpoint_key": "teacher", "name": MODEL, "kwargs": SHAPE, **GREY},
+        note=HEADS,
     ),
     "what the file says, typed": FileCase(entries=trained_as, typed={"crop_pct": 1.0, "num_classes": 10, "img_size": 32}),
     "MODEL typed": FileCase(entries=trained_as, typed={"name": MODEL}),

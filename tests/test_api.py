@@ -145,13 +145,18 @@ def infinite() -> nn.Module:
 @pytest.mark.parametrize(
     ("module", "changes", "error", "message"),
     [
-        (make(), {"preprocess": None}, UsageError, "img_size, mean, std, crop_pct and interpolation are missing"),
-        (make(), {"preprocess": None, "mean": (0.5,)}, UsageError, "img_size, std, crop_pct and interpolation are missing"),
-        (make(), {"crop_pct": 0.9}, UsageError, "crop_pct and a PreprocessSpec were given"),
+        (make(), {"preprocess": None}, UsageError, "`img_size`, `mean`, `std`, `crop_pct` and `interpolation` are missing"),
+        (
+            make(),
+            {"preprocess": None, "mean": (0.5,)},
+            UsageError,
+            "`img_size`, `std`, `crop_pct` and `interpolation` are missing",
+        ),
+        (make(), {"crop_pct": 0.9}, UsageError, "`crop_pct` and a PreprocessSpec were given"),
         (make(), {"num_classes": None}, UsageError, "has no attribute num_classes"),
         (make(), {"num_classes": 6}, InputError, r"returns \[\[5\]\].*expected logits of shape \[6\]"),
-        (make(), {"checkpoint": Path("x.pth")}, UsageError, "checkpoint cannot be asked of a module"),
-        (make(), {"kwargs": {"depth": 2}}, UsageError, "kwargs cannot be asked of a module"),
+        (make(), {"checkpoint": Path("x.pth")}, UsageError, "`checkpoint` cannot be asked of a module"),
+        (make(), {"kwargs": {"depth": 2}}, UsageError, "`kwargs` cannot be asked of a module"),
         (make(), {"model_from": "x.py:f"}, UsageError, "exclude each other"),
         (make(), {"head": "tokens"}, InputError, "has no such output"),
         (Locked(), {}, InputError, "Locked cannot be copied"),

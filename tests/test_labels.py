@@ -54,6 +54,18 @@ def test_a_labels_file_that_cannot_be_right_is_refused(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content", ["0: cat\n1: dog\n2: owl\n", "2: owl\n0: cat\n1: dog\n", "cat,0\ndog,1\nowl,2\n", "owl,2\ncat,0\ndog,1\n"]
+)
+def test_an_index_beside_each_name_is_the_order_and_no_part_of_the_name(content: str, tmp_path: Path) -> None:
+    assert read_labels(put(tmp_path / "labels.txt", content), 3) == CATS
+
+
+@pytest.mark.parametrize("names", [("class 0", "class 1"), ("1: a", "2: b"), ("a, 7", "b, 8"), ("crane, bird", "crane, 2")])
+def test_numbers_that_count_nothing_are_part_of_the_names(names: tuple[str, ...], tmp_path: Path) -> None:
+    assert read_labels(put(tmp_path / "labels.txt", "\n".join(names))) == names
+
+
 def test_a_missing_labels_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.txt cannot be read"):
         read_labels(tmp_path / "absent.txt")
@@ -165,6 +177,7 @@ def test_what_looks_like_something_else(name: str, content: Any, labels: tuple[s
         ("labels.csv", "n01,cat\nn02,dog\n", "which of them are index and name is not clear"),
         ("labels.csv", "0,1\n1,0\n", "which of them are index and name is not clear"),
         ("labels.txt", "1 dog\n0 cat\n", "index in front of each name, and not in rising order"),
+        ("labels.txt", "- cat\n- dog\n", "is a YAML list"),
     ],
     ids=str,
 )

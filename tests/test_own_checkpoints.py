@@ -50,13 +50,27 @@ def test_what_was_done_is_said(tmp_path: Path) -> None:
     path = saved({"epoch": 37, "state_dict": state, "state_dict_ema": state}, tmp_path / "model_best.pth.tar")
     source = load(request(path, img_size=32))[1]
     assert source.loading == (
-        'model_best.pth.tar: state_dict (EMA present, not used; `ema` takes it), prefix "model.", epoch 37, num_classes 5, '
-        "depth 1, position embedding 3×3 → 2×2, resampled"
+        'model_best.pth.tar: state_dict (EMA present, not used; `ema` takes it), prefix "module.model.", epoch 37, '
+        "num_classes 5, depth 1, position embedding 3×3 → 2×2, resampled"
     )
     assert source.notes == (
         "position embedding 3×3 → 2×2, resampled: the weights are of another image size than the model was asked for.",
     )
     assert source.to_json()["loading"] == source.loading
+    assert source.preparation == (
+        "mean 0.5, std 0.5, crop_pct 0.9, crop mode center, bicubic "
+        "(timm's default for vit_tiny_patch16_224.augreg_in21k_ft_in1k)"
+    )
+
+
+def test_who_says_how_pictures_are_prepared_is_said(tmp_path: Path) -> None:
+    args = argparse.Namespace(model="vit_tiny_patch16_224", mean=[0.4, 0.5, 0.6], crop_pct=1.0)
+    path = saved({"state_dict": trained().state_dict(), "args": args}, tmp_path / "model_best.pth.tar")
+    source = load(request(path, std=(0.25,)))[1]
+    assert source.preparation == (
+        "std 0.25 (as given); mean 0.4,0.5,0.6, crop_pct 1 (by model_best.pth.tar); crop mode center, bicubic "
+        "(timm's default for vit_tiny_patch16_224.augreg_in21k_ft_in1k)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +98,13 @@ def test_the_entry_of_a_file_can_be_chosen(tmp_path: Path) -> None:
     assert source.loading.startswith("w.pth: teacher")
     with pytest.raises(InputError, match=r"no tensors under 'model'; it has student \(20 tensors\), teacher"):
         load(request(path, checkpoint_key="model"))
+
+
+def test_a_key_that_is_not_there_is_refused_with_keys_and_prefixes(tmp_path: Path) -> None:
+    state = {f"{side}.{name}": value for side in ("student", "teacher") for name, value in trained().state_dict().items()}
+    path = saved({"state_dict": state}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"under 'techer'; .* the prefixes state_dict.student, state_dict.teacher"):
+        load(request(path, checkpoint_key="techer"))
 
 
 # ---- the file knows the model
@@ -153,7 +174,7 @@ def test_the_tensors_alone_can_name_the_model(tmp_path: Path) -> None:
     [
         (
             lambda: trained(embed_dim=128, num_heads=4),
-            r"no model of timm has its shapes \(width 128, depth 1, .*num_heads=N",
+            r"no model of timm has its shapes \(width 128, depth 1, (?s:.*)\n  vit_tiny_patch16_224 `che.*=num_heads=N`$",
         ),
         (lambda: nn.Linear(3, 3), r"its names are those of no family whose shapes are read .* Give MODEL, a timm name"),
     ],
@@ -253,6 +274,13 @@ def test_what_stands_in_the_way_is_named_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"holds more than tensors \(.*numpy.*\n  import torch; file = torch\.load\(.*\n  torch\.save"
     ):
+        load(request(path))
+
+
+def test_a_whole_module_is_refused_with_the_cure_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(trained(), path)
+    with pytest.raises(InputError, match=r"a whole module \((?s:.*)torch\.save\(file\.state_dict\(\)(?s:.*)`model_from`"):
         load(request(path))
 
 

@@ -348,6 +348,33 @@ def test_a_plan_says_what_comes_out_and_how_it_is_judged(tmp_path: Path) -> None
     assert any(step.endswith("unlabelled images, by cosine") for step in steps)
 
 
+def test_steps_keep_their_numbers_where_the_model_or_the_pictures_are_refused(tmp_path: Path) -> None:
+    right = sample_request(tmp_path / "out")
+    damaged = tmp_path / "w.pth"
+    damaged.write_bytes(b"PK\x03\x04 cut short")
+    steps = plan(right).steps
+    assert steps[1].startswith("prepare pictures: mean 0.5, std 0.5")
+    wrong_model = plan(dataclasses.replace(right, model=dataclasses.replace(SAMPLE, checkpoint=damaged)))
+    assert wrong_model.exit_code != 0
+    assert len(wrong_model.steps) == len(steps)
+    assert "see the problem below" in wrong_model.steps[0]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcdefghij"), encoding="utf-8")
+    wrong_labels = plan(dataclasses.replace(right, labels=labels))
+    assert wrong_labels.exit_code != 0
+    assert len(wrong_labels.steps) == len(steps)
+    assert not any("unlabelled" in step for step in wrong_labels.steps)
+
+
+def test_class_names_that_no_picture_checks_are_noted(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcdefghij"), encoding="utf-8")
+    request = dataclasses.replace(sample_request(tmp_path / "out"), labels=labels)
+    unchecked = dataclasses.replace(request, data=None)
+    notes = [finding.message for finding in plan(unchecked).findings]
+    assert [note for note in notes if "taken in the order given" in note]
+
+
 @pytest.mark.parametrize("cosine", [-0.01, 1.01, float("nan")])
 def test_a_cosine_budget_that_is_none_is_refused(cosine: float, tmp_path: Path) -> None:
     request = sample_request(tmp_path / "out", budget=Budget(min_cosine=cosine))

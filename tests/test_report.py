@@ -187,6 +187,11 @@ def test_latency_is_shown_against_pytorchs_median() -> None:
     assert rows[1] == ("int8", "4.00", "5.00", "6.00", "250.0", "3.00 x", "")
 
 
+def test_a_ratio_that_a_busy_machine_made_is_marked() -> None:
+    assert [row[5] for row in latency_rows(LATENCY, 30.0)][:2] == ["1.00 x (busy)", "3.00 x (busy)"]
+    assert latency_rows(LATENCY, 5.0) == latency_rows(LATENCY)
+
+
 def test_latency_without_pytorch_has_no_ratio() -> None:
     assert latency_rows({"shipped": LATENCY["int8"]})[0][5] == ""
 

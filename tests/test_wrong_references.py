@@ -75,8 +75,9 @@ def test_a_wrong_file_fails_or_is_refused_or_named(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", RIGHT_FILES)
 def test_a_right_file_does_not_fail(name: str, tmp_path: Path) -> None:
-    prepared = open_file(RIGHT_FILES[name], tmp_path)
-    assert prepared.source.notes == ()
+    case = RIGHT_FILES[name]
+    prepared = open_file(case, tmp_path)
+    assert [note for note in prepared.source.notes if not case.note or case.note not in note] == []
     found = judge(Case(), prepared, {}, tmp_path)
     assert found["plausibility"] == "passed"
     assert "failed" not in found.values()

@@ -235,6 +235,7 @@ class ModelSource:
         synsets: Class folder names that stand for the labels (ImageNet's ``n01440764``), in the same order, or None.
         products: Its matrix products and convolutions, in the order in which they are computed.
         loading: What was done to load a checkpoint, in a line; None without one.
+        preparation: Each setting of `preprocess`, and who says so, in a line.
         notes: What the user should know of how file and options were brought together.
         zero_shot: How class texts became its classifier; None of a model that has its own.
     """
@@ -256,6 +257,7 @@ class ModelSource:
     synsets: tuple[str, ...] | None = None
     products: tuple[Product, ...] = ()
     loading: str | None = None
+    preparation: str = ""
     notes: tuple[str, ...] = ()
     zero_shot: ZeroShot | None = None
 

@@ -127,9 +127,23 @@ def _from_lines(path: Path, text: str, classes: int | None) -> tuple[str, ...]:
         body = heads[1:] if heads[0][0].strip().lower() in _INDEX_COLUMNS else heads
         if body and all(separator and _integer(head) is not None for head, separator, _ in body):
             return _from_table(path, _rows(lines, delimiter), classes)
+    if (numbered := _numbered(lines)) is not None:
+        return numbered
     names = tuple(line.strip() for line in lines)
+    if all(name.startswith("- ") for name in names):
+        raise InputError(f"Labels file {path} is a YAML list ({names[0]!r}); write the names alone, or a JSON list.")
     _check_not_shuffled(path, names)
     return names
+
+
+def _numbered(lines: Sequence[str]) -> tuple[str, ...] | None:
+    """Names of ``0: cat`` or ``cat,0``, where the numbers are 0 to n - 1; None for anything else."""
+    for pattern, number, name in ((r"\s*(\d{1,9})\s*:\s+(.+)", 1, 2), (r"(.+?)\s*[,;\t]\s*(\d{1,9})\s*", 2, 1)):
+        found = [re.fullmatch(pattern, line) for line in lines]
+        names = {int(match[number]): match[name].strip() for match in found if match is not None}
+        if sorted(names) == list(range(len(lines))):
+            return tuple(names[index] for index in range(len(lines)))
+    return None
 
 
 def _check_not_shuffled(path: Path, names: Sequence[str]) -> None:

@@ -139,13 +139,16 @@ def _check_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...]) -> None
     is_mean, is_std = all(0 <= value <= 1 for value in mean), all(LEAST_STD <= value <= 1 for value in std)
     if is_mean and is_std:
         return
-    told = f"mean {','.join(f'{value:g}' for value in mean)} and std {','.join(f'{value:g}' for value in std)}"
-    of_255 = tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
-    right_mean, right_std = mean if is_mean else of_255[0], std if is_std else of_255[1]
-    if all(0 <= value <= 1 for value in right_mean) and all(LEAST_STD <= value <= 1 for value in right_std):
+    given = {"mean": mean, "std": std}
+    wrong = {name: given[name] for name, is_right in (("mean", is_mean), ("std", is_std)) if not is_right}
+    told = " and ".join(f"{name} {','.join(f'{value:g}' for value in values)}" for name, values in wrong.items())
+    right = {name: tuple(value / 255 for value in values) for name, values in wrong.items()}
+    least = {"mean": 0.0, "std": LEAST_STD}
+    if all(least[name] <= value <= 1 for name, values in right.items() for value in values):
+        cure = " and ".join(f"{name} {_listed(values)}" for name, values in right.items())
         raise UsageError(
-            f"{told} are for pixel values of 0 to 255; vitexport scales pixels to 0…1 first, and there no mean or "
-            f"std is above 1. Divided by 255 they are mean {_listed(right_mean)} and std {_listed(right_std)}."
+            f"{told}: that is for pixel values of 0 to 255; vitexport scales pixels to 0…1 first, and there no mean or "
+            f"std is above 1. Divided by 255: {cure}."
         )
     raise UsageError(
         f"{told} cannot be those of pixel values of 0…1: a mean lies between 0 and 1, and a std between 1/255 (for a model "

@@ -142,7 +142,8 @@ class Report:
             ),
         ]
         if latency := self.measurements.get("latency"):
-            parts += ["## Latency", _table(LATENCY_COLUMNS, latency_rows(latency))]
+            rows = latency_rows(latency, self.measurements.get("others_percent"))
+            parts += ["## Latency", _table(LATENCY_COLUMNS, rows)]
         if estimate := self.measurements.get("estimate"):
             rows = estimate_rows(estimate, measured(self.measurements))
             parts += ["## Estimate", _table(ESTIMATE_COLUMNS, rows)]
@@ -172,6 +173,8 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
 
+# What other processes take above this share distorts ratios: PyTorch's OpenMP threads wait by spinning.
+BUSY_PERCENT = 15.0
 LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
 BLOCK_COLUMNS = ("block", "attention", "linear layers", "reformats")
 ESTIMATE_COLUMNS = (
@@ -205,8 +208,9 @@ VALUE_COLUMNS = (
 )
 
 
-def latency_rows(latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows of `LATENCY_COLUMNS`, PyTorch first; the ratio is that of the medians."""
+def latency_rows(latency: Mapping[str, Mapping[str, Any]], others_percent: float | None = None) -> list[tuple[str, ...]]:
+    """Rows of `LATENCY_COLUMNS`, PyTorch first; the ratio is that of the medians, and marked if the machine was busy."""
+    mark = " x (busy)" if is_busy(others_percent) else " x"
     base = latency.get("pytorch", {}).get("p50_ms")
     return [
         (
@@ -215,11 +219,16 @@ def latency_rows(latency: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ..
             f"{row['p90_ms']:.2f}",
             f"{row['p99_ms']:.2f}",
             f"{row['images_per_second']:.1f}",
-            f"{base / row['p50_ms']:.2f} x" if base else "",
+            f"{base / row['p50_ms']:.2f}{mark}" if base else "",
             str(row.get("runtime", "")),
         )
         for name, row in latency.items()
     ]
+
+
+def is_busy(others_percent: float | None) -> bool:
+    """Whether other processes took so much of the processors that latencies and their ratios are not to be quoted."""
+    return others_percent is not None and others_percent > BUSY_PERCENT
 
 
 def measured(measurements: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

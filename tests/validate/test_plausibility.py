@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vitexport.artifacts import OutputSpec
 from vitexport.datasets import ImageSet, open_labelled
 from vitexport.errors import UsageError
 from vitexport.preprocess import PreprocessSpec, normalize
+from vitexport.report import Check
 from vitexport.validate import alternatives, class_order, plausibility
 
 SPEC = PreprocessSpec(
@@ -210,11 +212,55 @@ def test_when_time_is_up_what_was_not_settled_is_skipped(digits: ImageSet) -> No
         return np.full(len(batch), 3)
 
     check, tried = alternatives.try_alternatives(
-        digits, SPEC, np.full(len(digits.files), 3), answer, lambda: next(turns, None) is not None
+        digits, SPEC, np.full(len(digits.files), 3), answer, lambda _: next(turns, None) is not None
     )
     assert check.status == "skipped"
     assert "the time was up" in check.message
     assert tried
+
+
+def crop_tried(images: ImageSet, gained: NDArray[np.bool_], lost: NDArray[np.bool_]) -> Check:
+    """What is found where a crop of 0.9 was asked for, and a crop of 1 answers otherwise on the pictures named so."""
+    assert images.labels is not None
+    spec = dataclasses.replace(SPEC, crop_pct=0.9, height=32, width=32)
+    pixels = images.pixels(dataclasses.replace(spec, crop_pct=1.0), range(len(images.files)))
+    places = {normalize(pixels[index], spec).tobytes(): index for index in range(len(images.files))}
+    wrong = (images.labels + 1) % 10
+    right = np.random.default_rng(0).random(len(wrong)) < 0.5
+    asked = np.where((right & ~gained) | lost, images.labels, wrong)
+    other = np.where((right & ~lost) | gained, images.labels, wrong)
+
+    def answer(batch: NDArray[np.float32]) -> NDArray[np.int64]:
+        found = [places.get(entry.tobytes()) for entry in batch]
+        return np.array([-1 if place is None else other[place] for place in found])
+
+    return alternatives.try_alternatives(images, spec, asked, answer, lambda _: True)[0]
+
+
+def every(step: int, order: NDArray[np.int64], start: int = 0) -> NDArray[np.bool_]:
+    """Which pictures are every so many-th in the order in which they are tried."""
+    found = np.zeros(len(order), bool)
+    found[order[start::step]] = True
+    return found
+
+
+def test_all_labelled_pictures_settle_what_the_first_leave_open(digits: ImageSet) -> None:
+    assert digits.labels is not None
+    order = alternatives.stratified(digits.labels, len(digits.labels))
+    gained, lost = every(5, order), every(12, order, start=1)
+    first = order[: alternatives.FIRST_PICTURES]
+    few = dataclasses.replace(digits, files=tuple(digits.files[index] for index in first))
+    settled, left = crop_tried(digits, gained, lost), crop_tried(few, gained[first], lost[first])
+    assert settled.status == "failed"
+    assert left.status == "skipped"
+    for check, count in ((settled, 400), (left, 200)):
+        assert "with crop_pct 1 and" in check.message
+        assert f"on the same {count} pictures" in check.message
+        assert "build with `crop_pct=1`" in check.message
+    assert "give more labelled pictures" in left.message
+    fair = crop_tried(digits, every(80, order), np.zeros(len(order), bool))
+    assert fair.status == "passed"
+    assert "the best of them: " in fair.message
 
 
 def test_a_model_that_is_right_is_not_run_again(digits: ImageSet) -> None:
@@ -223,7 +269,7 @@ def test_a_model_that_is_right_is_not_run_again(digits: ImageSet) -> None:
     def answer(batch: NDArray[np.float32]) -> NDArray[np.int64]:
         raise AssertionError(len(batch))
 
-    check, tried = alternatives.try_alternatives(digits, SPEC, digits.labels, answer, lambda: True)
+    check, tried = alternatives.try_alternatives(digits, SPEC, digits.labels, answer, lambda _: True)
     assert (check.status, tried) == ("passed", {})
 
 
@@ -233,7 +279,7 @@ def test_few_pictures_are_not_tried(digits: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "a" / "1.png").write_bytes(path.read_bytes())
     one = open_labelled(tmp_path, labels=["a", "b"], synsets=None, classes=2)
     check, _ = alternatives.try_alternatives(
-        one, SPEC, np.array([1]), lambda batch: np.zeros(len(batch), np.int64), lambda: True
+        one, SPEC, np.array([1]), lambda batch: np.zeros(len(batch), np.int64), lambda _: True
     )
     assert check.status == "skipped"
 

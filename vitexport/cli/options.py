@@ -173,8 +173,8 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--model-from",
         metavar="FILE.py:FUNCTION",
-        help="In the place of MODEL: run this file, and take the torch.nn.Module that the function returns, alone or with a "
-        "PreprocessSpec.",
+        help="In the place of MODEL: run this file, and take the torch.nn.Module that the function returns, with a "
+        "PreprocessSpec, or alone with --img-size, --mean, --std, --crop-pct and --interpolation.",
     ),
     click.option("--num-classes", type=click.IntRange(min=1), metavar="N", help="Width of the classifier."),
     click.option("--img-size", type=Size(), help="Side of the input image, or its height and width."),

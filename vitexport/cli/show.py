@@ -95,7 +95,7 @@ def show_report(report: Report, *, verbose: bool) -> None:
 def _show_latency(out: Output, measurements: Mapping[str, Any]) -> None:
     """What a build timed; or what ``bench`` timed, on what, and what it did not."""
     if latency := measurements.get("latency"):
-        out.show(grid(LATENCY_COLUMNS, latency_rows(latency)))
+        out.show(grid(LATENCY_COLUMNS, latency_rows(latency, measurements.get("others_percent"))))
     if bench := measurements.get("bench"):
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, value in facts(bench).items():

@@ -82,6 +82,7 @@ def _build(work: Work) -> Report:
     prediction = _predict(work, candidates)
     chosen, notes = _choose(work, candidates, timing, prediction)
     notes += [*left_out, *chosen.notes]
+    notes.insert(0, f"Preprocessing: {work.prepared.source.preparation}.")
     if (loading := work.prepared.source.loading) is not None:
         notes.insert(0, f"Weights from {loading}.")
     checks += chosen.numerics.checks

@@ -165,6 +165,7 @@ def plan(request: BuildRequest) -> Plan:
     evaluation, _ = _evaluation(request, source, calibration, data, problems)
     _replay(request, target, calibration, problems)
     prepared_findings += _image_findings(calibration, evaluation)
+    prepared_findings += _unchecked_names(request, source)
     return Plan(
         target=target,
         out=out,
@@ -201,6 +202,7 @@ def prepare(request: BuildRequest) -> Prepared:
     if loaded is None or target is None or out is None:
         raise InputError("The build could not be prepared.")
     notes += _image_findings(calibration, evaluation)
+    notes += _unchecked_names(request, loaded[1])
     return Prepared(
         target=target,
         out=out,
@@ -530,6 +532,17 @@ def _frozen_size(model: sources.LiveModel, source: ModelSource) -> list[Finding]
     return [Finding(level="note", message=message)]
 
 
+def _unchecked_names(request: BuildRequest, source: ModelSource | None) -> list[Finding]:
+    """A note where class names are typed and no labelled picture can show that they are in the model's order."""
+    if request.labels is None or request.data is not None or source is None or source.task != "classification":
+        return []
+    message = (
+        f"The class names of {request.labels} are taken in the order given; labelled pictures (`data`) show whether it is "
+        "the model's."
+    )
+    return [Finding(level="note", message=message)]
+
+
 def _image_findings(calibration: ImageSet | None, evaluation: ImageSet | None) -> list[Finding]:
     result = []
     judged_on = evaluation if evaluation is not calibration else None
@@ -565,7 +578,8 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     data: ImageSet | None,
     out: Path | None,
 ) -> tuple[str, ...]:
-    steps = _loading_steps(request, source) if source is not None else []
+    # Numbers of steps stay what they are when the problem is mended.
+    steps = _loading_steps(request, source)
     steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
     if "int8" in precisions and calibration is not None:
         steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")
@@ -576,7 +590,11 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     elif target.runtime == "tensorrt":
         steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
     how = _FIGURES[source.task] if source is not None else "agreement"
-    where = f"{len(data.files)} labelled images" if data is not None else f"unlabelled images, by {how}"
+    where = f"unlabelled images, by {how}"
+    if data is not None:
+        where = f"{len(data.files)} labelled images"
+    elif request.data is not None:
+        where = f"the labelled images in {request.data}: see the problem below"
     steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
     if target.kind == "cpu" and not target.app:
         steps.append("time it beside PyTorch")
@@ -586,8 +604,10 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     return tuple(steps)
 
 
-def _loading_steps(request: BuildRequest, source: ModelSource) -> list[str]:
-    """How the model comes to be."""
+def _loading_steps(request: BuildRequest, source: ModelSource | None) -> list[str]:
+    """How the model comes to be; numbers of steps stay what they are when a problem is mended."""
+    if source is None:
+        return [f"load {_called(request)}: see the problem below", "prepare pictures: as the model tells, once it is loaded"]
     spec = source.preprocess
     own = request.model.module is not None or request.model.model_from is not None
     pretrained = request.model.pretrained and request.model.checkpoint is None and not own
@@ -598,6 +618,7 @@ def _loading_steps(request: BuildRequest, source: ModelSource) -> list[str]:
         f"weights {weights}"
     )
     steps = [loading if source.loading is None else f"{loading}: {source.loading}"]
+    steps.append(f"prepare pictures: {source.preparation}")
     if source.zero_shot is not None:
         steps.append(f"make it a {source.zero_shot}")
     elif request.model.classes is not None:

@@ -19,7 +19,7 @@ from vitexport.errors import InputError
 from vitexport.source.fit import Group, choose_group, explain, fit
 from vitexport.source.identify import identify
 from vitexport.source.names import from_torchvision, from_transformers, has_transformers_names
-from vitexport.source.recorded import Recorded, read_record
+from vitexport.source.recorded import OWN_KEYS, Recorded, read_record
 from vitexport.source.request import ModelRequest, create_kwargs
 from vitexport.source.shapes import read_shapes
 from vitexport.source.weights_file import WeightsFile, read_config, read_weights
@@ -74,8 +74,8 @@ def open_checkpoint(request: ModelRequest) -> Checkpoint | None:
     file = read_weights(path)
     record = read_record(read_config(folder) if folder is not None and request.checkpoint is not None else file)
     if request.name is None and record.name is None:
-        name, kwargs = identify(file, key=request.checkpoint_key, ema=request.ema)
-        record = dataclasses.replace(record, name=name, where=TENSORS, kwargs={**kwargs, **record.kwargs})
+        name = identify(file, key=request.checkpoint_key, ema=request.ema)
+        record = dataclasses.replace(record, name=name, where=TENSORS)
     return _completed(request, file, record)
 
 
@@ -108,7 +108,21 @@ def _completed(request: ModelRequest, file: WeightsFile, record: Recorded) -> Ch
     # Where a position embedding is of another size, that decides (`_settle`).
     if record.size is not None and "img_size" not in create_kwargs(completed):
         completed = dataclasses.replace(completed, img_size=record.size)
-    return _preprocessed(request, Checkpoint(request=completed, file=file, record=record))
+    notes = _other_size(file, record) if "img_size" not in typed else ()
+    return _preprocessed(request, Checkpoint(request=completed, file=file, record=record, notes=notes))
+
+
+def _other_size(file: WeightsFile, record: Recorded) -> tuple[str, ...]:
+    """A note where the model was made for another size than its pictures had, as ``dynamic_img_size`` allows."""
+    made_for = record.kwargs.get("img_size")
+    sides = tuple(made_for) if isinstance(made_for, (list, tuple)) else (made_for, made_for)
+    if record.size is None or made_for is None or sides == record.size:
+        return ()
+    height, width = record.size
+    return (
+        f"{file.file.name} was trained on pictures of {height} x {width}, with a model made for {_said(sides)}, which is "
+        f"taken; give `img_size={height if height == width else f'{height}x{width}'}` for the size of the pictures.",
+    )
 
 
 def _listed(value: Any) -> Any:
@@ -133,12 +147,18 @@ def _preprocessed(typed: ModelRequest, checkpoint: Checkpoint) -> Checkpoint:
     request, record = dataclasses.replace(checkpoint.request, **changes), checkpoint.record
     if record.class_map is not None and record.labels is None:
         notes.append(f"the training took the order of its classes from {record.class_map}; give `labels` in that order.")
+    if words := [key for key in typed.kwargs if key in OWN_KEYS and key not in SHAPED and key not in record.kwargs]:
+        given = ", ".join(f"`kwargs={key}={_shown(typed.kwargs[key])}`" for key in words)
+        notes.append(
+            f"{given}: taken as given, since {checkpoint.file.file.name} shows it nowhere; labelled pictures (`data`) show "
+            "whether it is right."
+        )
     if record.where == TENSORS and request.mean is None:
         notes.append(
             f"{checkpoint.file.file.name} does not say how pictures were prepared; {request.name} is told from its tensors, "
             "and that model's preprocessing is used. Give `mean`, `std` and `crop_pct` if others were trained with."
         )
-    return dataclasses.replace(checkpoint, request=request, notes=tuple(notes))
+    return dataclasses.replace(checkpoint, request=request, notes=(*checkpoint.notes, *notes))
 
 
 def _equal(first: Any, second: Any) -> bool:
@@ -254,8 +274,8 @@ def _cleared(request: ModelRequest, changes: Mapping[str, Any]) -> dict[str, Any
 def _parts(checkpoint: Checkpoint, group: Group) -> Iterator[str]:
     if checkpoint.record.where and checkpoint.record.name:
         yield f"{checkpoint.request.name} by {checkpoint.record.where}"
-    if group.prefix:
-        yield f'prefix "{group.prefix}"'
+    if taken := "".join(f"{part}." for part in group.wrappers) + group.prefix:
+        yield f'prefix "{taken}"'
     if checkpoint.record.epoch is not None:
         yield f"epoch {checkpoint.record.epoch}"
     if rooms := sorted({name.split(".")[0] for name in group.outside}):

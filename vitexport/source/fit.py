@@ -16,7 +16,16 @@ import torch
 from torch import nn
 
 from vitexport.errors import InputError
-from vitexport.source.names import ALIKE, converters, from_torchvision, from_transformers, numberless, prefixes_of, unwrapped
+from vitexport.source.names import (
+    ALIKE,
+    converters,
+    from_torchvision,
+    from_transformers,
+    numberless,
+    prefixes_of,
+    unwrapped,
+    wrappers_of,
+)
 from vitexport.source.shapes import HEAD_ROOTS, head_name, linear_under
 from vitexport.source.weights_file import Tensors, WeightsFile
 
@@ -51,12 +60,14 @@ class Group:
         prefix: Taken off the names.
         inside: The tensors with the prefix, without it.
         outside: The others.
+        wrappers: What wrappers of a module had put into the names, and was taken out.
     """
 
     key: str
     prefix: str
     inside: Tensors
     outside: Tensors
+    wrappers: tuple[str, ...] = ()
 
     @property
     def averaged(self) -> bool:
@@ -100,9 +111,12 @@ def choose_group(file: WeightsFile, model: nn.Module, *, key: str | None, ema: b
     groups = [group for entry in file.groups.items() for group in _grouped(*entry, model)]
     groups = [group for group in groups if not OPTIMIZER.search(group.key)] or groups
     if key is not None:
-        groups = _under(groups, key)
-        if not groups:
-            raise InputError(f"Checkpoint {file.path} has no tensors under {key!r}; it has {file.contents}.")
+        found = _under(groups, key)
+        if not found:
+            places = sorted({_place(group) for group in groups if group.prefix})
+            prefixes = f", and the prefixes {', '.join(places)}" if places else ""
+            raise InputError(f"Checkpoint {file.path} has no tensors under {key!r}; it has {file.contents}{prefixes}.")
+        groups = found
     known = {numberless(name) for name in model.state_dict()}
     scores = {id(group): _share(group, known) for group in groups}
     best = max(scores.values())
@@ -148,12 +162,13 @@ def _place(group: Group) -> str:
 def _grouped(key: str, tensors: Tensors, model: nn.Module) -> Iterator[Group]:
     """The tensors by each prefix that has a whole model, and again those of averaged copies in the same dictionary."""
     named, known = unwrapped(tensors), set(model.state_dict())
+    wrappers = wrappers_of(tensors)
     averaged = {name for name in named if AVERAGED.search(name.partition(".")[0])}
     for names in (named.keys() - averaged, averaged):
         for prefix in prefixes_of(names, known) if names else ():
             inside = {name.removeprefix(prefix): named[name] for name in named if name in names and name.startswith(prefix)}
             outside = {name: value for name, value in named.items() if not name.startswith(prefix) and name in names}
-            yield Group(key=key, prefix=prefix, inside=inside, outside=outside)
+            yield Group(key=key, prefix=prefix, inside=inside, outside=outside, wrappers=wrappers)
 
 
 def _share(group: Group, known: set[str]) -> float:

@@ -41,8 +41,8 @@ INCIDENTAL = frozenset(
 )
 
 
-def identify(file: WeightsFile, *, key: str | None, ema: bool | None) -> tuple[str, Mapping[str, Any]]:
-    """The architecture that the weights in `file` are of, and its depth.
+def identify(file: WeightsFile, *, key: str | None, ema: bool | None) -> str:
+    """Timm's name of the architecture that the weights in `file` are of.
 
     Raises:
         InputError: No architecture of timm has these shapes, or several that compute different things have.
@@ -62,8 +62,13 @@ def identify(file: WeightsFile, *, key: str | None, ema: bool | None) -> tuple[s
             fitting.setdefault(_signature(model), []).append(name)
     if len(fitting) == 1:
         (names,) = fitting.values()
-        return min(names, key=lambda name: (len(name), name)), {}
+        return min(names, key=lambda name: (len(name), name))
     raise _undecided(file, group, families[0], [names[0] for names in fitting.values()])
+
+
+def _probe(family: str) -> str:
+    """The small member of a family, whose shape `kwargs` and the tensors change."""
+    return next(name for name, families in PROBES.items() if family in families)
 
 
 def _undecided(file: WeightsFile, group: Group, family: str, names: list[str]) -> InputError:
@@ -73,15 +78,15 @@ def _undecided(file: WeightsFile, group: Group, family: str, names: list[str]) -
         return InputError(f"Checkpoint {file.path} does not say which model it is of, and {seen}. Give MODEL.")
     shapes = ", ".join(f"{key} {value}" for key, value in _told(group.inside, family).items())
     return InputError(
-        f"Checkpoint {file.path} does not say which model it is of, and no model of timm has its shapes ({shapes}). Give "
-        "MODEL with `kwargs` for what differs; the number of heads is not in the tensors: `kwargs=num_heads=N`."
+        f"Checkpoint {file.path} does not say which model it is of, and no model of timm has its shapes ({shapes}). Give a "
+        "MODEL of its family, whose shape is then read from the tensors, and the number of heads N, which is not in them:\n"
+        f"  {_probe(family)} `checkpoint={file.path}` `kwargs=num_heads=N`"
     )
 
 
 def _told(tensors: Tensors, family: str) -> Mapping[str, Any]:
     known = {"embed_dim": "width", "depth": "depth", "depths": "depths", "patch_size": "patch size"}
-    probe = next(name for name, families in PROBES.items() if family in families)
-    model = _skeleton(probe, tensors)
+    model = _skeleton(_probe(family), tensors)
     shapes = read_shapes(tensors, model, family) if model is not None else {}
     return {word: shapes[key] for key, word in known.items() if key in shapes}
 

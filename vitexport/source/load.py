@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
-from vitexport.artifacts import ModelSource, Product, ZeroShot, num_names
-from vitexport.errors import InputError, UsageError
+from vitexport.artifacts import ModelSource, ZeroShot, num_names
+from vitexport.errors import UsageError
 from vitexport.labels import read_labels
 from vitexport.preprocess import PreprocessSpec
-from vitexport.quiet import quiet
 from vitexport.source import own_module, timm_models, torchvision_models, zero_shot
 from vitexport.source.checkpoint import LOCAL, Checkpoint, load_checkpoint, open_checkpoint
 from vitexport.source.class_files import read_class_embeddings
-from vitexport.source.exportable import make_exportable
 from vitexport.source.families import check_family
 from vitexport.source.heads import Exposed, expose
 from vitexport.source.open_clip_texts import find_text_model
-from vitexport.source.products import count_products
+from vitexport.source.preparation import preprocess_spec, told
 from vitexport.source.request import ModelRequest, create_kwargs
-from vitexport.source.weights_file import first_sentence
+from vitexport.source.trial import check_finite, state_sha256, trial_run
 
 # What rooms without PyTorch call the module that they hand on.
 LiveModel: TypeAlias = Exposed
@@ -61,11 +57,11 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
     family = _family(model, config)
     check_family(name, family)
     origin = _weights_name(request, config)
-    _check_finite(model, origin)
+    check_finite(model, origin)
     model.eval().requires_grad_(requires_grad=False)
-    preprocess = _preprocess_spec(model, completed)
+    preprocess = preprocess_spec(model, completed)
     labels, synsets = _class_names(model, request, made)
-    digest = _state_sha256(model)
+    digest = state_sha256(model)
     recorded = made.checkpoint.record.task if made.checkpoint is not None else None
     exposed = expose(model, completed, recorded)
     texts = None
@@ -73,7 +69,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         zero_shot.check_tower(model, completed, labels)
         texts, labels = zero_shot.add_classes(exposed, completed, (preprocess.height, preprocess.width), weights=weights)
         synsets, digest = None, _with_texts(digest, texts)
-    peak, products = _trial_run(exposed, preprocess, name)
+    peak, products = trial_run(exposed, preprocess, name)
     named = num_names(exposed.specs) is not None
     return exposed, ModelSource(
         name=name,
@@ -93,6 +89,7 @@ def load(request: ModelRequest, *, weights: bool = True) -> tuple[Exposed, Model
         synsets=synsets if named else None,
         products=products,
         loading=made.loading,
+        preparation=_preparation(preprocess, request, made),
         notes=made.notes + _unused_names(made, labels),
         zero_shot=texts,
     )
@@ -192,113 +189,11 @@ def _weights_name(request: ModelRequest, config: Mapping[str, Any]) -> str:
     return f"random:seed={request.seed}"
 
 
-def _check_finite(model: nn.Module, weights: str) -> None:
-    bad = [name for name, value in model.named_parameters() if not bool(value.isfinite().all())]
-    # A buffer may hold infinity with a purpose: a mask, or the bound of a clamp that does nothing.
-    bad += [name for name, value in model.named_buffers() if bool(value.isnan().any())]
-    if bad:
-        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-        raise InputError(f"The weights ({weights}) hold NaN or infinity, in {bad[0]}{more}.")
-
-
-def _preprocess_spec(model: nn.Module, request: ModelRequest) -> PreprocessSpec:
-    with quiet("timm", "huggingface_hub"):
-        config = resolve_model_data_config(model)
-    channels, height, width = config["input_size"]
-    # timm's data config stays that of RGB where another number of channels was asked for.
-    channels = int(getattr(model, "in_chans", None) or create_kwargs(request).get("in_chans", channels))
-    # A model that was made with another img_size still carries the pretrained size in its data config.
-    made_for = create_kwargs(request).get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if made_for is not None:
-        height, width = (made_for, made_for) if isinstance(made_for, int) else (int(made_for[0]), int(made_for[1]))
-    return PreprocessSpec(
-        height=int(height),
-        width=int(width),
-        mean=_per_channel("mean", request.mean, config["mean"], channels),
-        std=_per_channel("std", request.std, config["std"], channels),
-        interpolation=request.interpolation or str(config["interpolation"]),
-        crop_pct=float(config["crop_pct"] if request.crop_pct is None else request.crop_pct),
-        crop_mode=request.crop_mode or config.get("crop_mode", "center"),
-    )
-
-
-def _per_channel(name: str, asked: Sequence[float] | None, own: Sequence[float], channels: int) -> tuple[float, ...]:
-    """What was `asked` for, which must fit; else the model's `own`, averaged as timm's loader does it where it does not."""
-    numbers = tuple(float(value) for value in asked or own)
-    if len(numbers) == channels:
-        return numbers
-    if len(numbers) == 1 or (channels == 1 and len(set(numbers)) == 1):
-        return numbers[:1] * channels
-    if asked:
-        raise UsageError(f"{name} has {len(numbers)} values; give one, or one for each of the model's {channels} channels.")
-    return (float(np.mean(numbers)),) * channels
-
-
-def _trial_run(exposed: Exposed, spec: PreprocessSpec, name: str) -> tuple[int, tuple[Product, ...]]:
-    """Run one image of noise: the model takes this size; what it returns becomes its outputs' description.
-
-    The module is then brought into the form that exports, which has to compute the same.
-
-    Returns:
-        The largest working set of one module in elements; and the products that the form which exports computes.
-    """
-    _check_patches(exposed.model, spec, name)
-    largest = 0
-
-    def watch(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal largest
-        tensors = [value for value in (*inputs, output) if isinstance(value, torch.Tensor)]
-        largest = max(largest, sum(tensor.numel() for tensor in tensors))
-
-    image = torch.randn(1, spec.channels, spec.height, spec.width, generator=torch.Generator().manual_seed(0))
-    hooks = [module.register_forward_hook(watch) for module in exposed.modules()]
-    try:
-        with torch.inference_mode():
-            outputs = exposed(image)
-    except (MemoryError, InputError):
-        raise
-    except Exception as error:
-        # A module raises whatever its arithmetic meets: AssertionError, RuntimeError, IndexError …
-        raise InputError(
-            f"{name} does not take images of {spec.height} x {spec.width} pixels, or has no such output: "
-            f"{first_sentence(error)}"
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    exposed.specs = exposed.describe(outputs)
-    if exposed.names_classes and exposed.specs[0].shape != (exposed.classes,):
-        seen = [list(output.shape) for output in exposed.specs]
-        raise InputError(f"{name} returns {seen} for one image; expected logits of shape [{exposed.classes}].")
-    return largest, count_products(exposed, image, lambda: make_exportable(exposed, image, outputs), prefix="model.")
-
-
-def _check_patches(model: nn.Module, spec: PreprocessSpec, name: str) -> None:
-    embed = getattr(model, "patch_embed", None)
-    patch, stride = getattr(embed, "patch_size", None), getattr(getattr(embed, "proj", None), "stride", None)
-    if patch is not None:
-        rows, columns = (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
-        if stride is not None and stride != (rows, columns):
-            return  # patches that overlap, as PVT's do
-        if spec.height % rows or spec.width % columns:
-            # timm would drop the last rows and columns of every image without a word.
-            below = (spec.height // rows * rows, spec.width // columns * columns)
-            above = (-(-spec.height // rows) * rows, -(-spec.width // columns) * columns)
-            sizes = [_shown_size(*size) for size in (below, above) if all(size)]
-            raise InputError(
-                f"{name} cuts images into patches of {rows} x {columns} pixels; {spec.height} x {spec.width} is not a "
-                f"multiple. The nearest size{' is' if len(sizes) == 1 else 's are'} {' and '.join(sizes)}."
-            )
-
-
-def _shown_size(height: int, width: int) -> str:
-    """As ``--img-size`` takes it."""
-    return str(height) if height == width else f"{height}x{width}"
-
-
-def _state_sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _preparation(spec: PreprocessSpec, request: ModelRequest, made: _Made) -> str:
+    """Who says how pictures are prepared."""
+    config, checkpoint = getattr(made.model, "pretrained_cfg", {}), made.checkpoint
+    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part) or str(made.request.name)
+    library = "torchvision" if torchvision_models.is_ours(str(made.request.name)) else "timm"
+    recorded = dataclasses.asdict(checkpoint.record) if checkpoint is not None else {}
+    file = checkpoint.file.file.name if checkpoint is not None else ""
+    return told(spec, request, recorded, file, f"{library}'s default for {name.removeprefix('torchvision:')}")

@@ -68,6 +68,11 @@ def unwrapped(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return {".".join(part for part in name.split(".") if part not in WRAPPERS): value for name, value in tensors.items()}
 
 
+def wrappers_of(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """What `unwrapped` takes out, in the order in which it is met."""
+    return tuple(dict.fromkeys(part for name in tensors for part in name.split(".") if part in WRAPPERS))
+
+
 def torchvision_name(name: str) -> str:
     """A parameter's name, of torchvision's ViT or already of timm's, as timm has it."""
     return _renamed(name, TORCHVISION)

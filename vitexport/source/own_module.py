@@ -20,7 +20,9 @@ from vitexport.artifacts import ModelSource
 from vitexport.errors import InputError, UsageError
 from vitexport.preprocess import PreprocessSpec
 from vitexport.source.heads import Exposed, expose
+from vitexport.source.preparation import told
 from vitexport.source.request import ModelRequest, check_own, own_preprocess, split_model_from
+from vitexport.source.trial import check_finite, state_sha256, trial_run
 
 
 def is_own(request: ModelRequest) -> bool:
@@ -35,9 +37,6 @@ def load(request: ModelRequest) -> tuple[Exposed, ModelSource]:
         InputError: It cannot be copied or run, holds NaN, or the user's function fails or returns something else.
         UsageError: What is asked for is not known of it, or contradicts it.
     """
-    # Here, since that module imports this one.
-    from vitexport.source.load import _check_finite, _state_sha256, _trial_run
-
     check_own(request)
     module, spec = (request.module, None) if request.model_from is None else _called(request.model_from)
     preprocess = own_preprocess(request, spec)
@@ -45,10 +44,10 @@ def load(request: ModelRequest) -> tuple[Exposed, ModelSource]:
     name, kind = str(request.name or type(model).__name__), f"{type(model).__module__}.{type(model).__qualname__}"
     origin = f"module:{type(model).__name__}"
     _settle_classes(model, request, name)
-    _check_finite(model, origin)
-    digest = _state_sha256(model)
+    check_finite(model, origin)
+    digest = state_sha256(model)
     exposed = expose(model, request)
-    peak, products = _trial_run(exposed, preprocess, name)
+    peak, products = trial_run(exposed, preprocess, name)
     return exposed, ModelSource(
         name=name,
         architecture=kind,
@@ -64,6 +63,7 @@ def load(request: ModelRequest) -> tuple[Exposed, ModelSource]:
         preprocess=preprocess,
         task=exposed.task,
         products=products,
+        preparation=told(preprocess, request, {}, "", "of its PreprocessSpec"),
     )
 
 

@@ -173,12 +173,12 @@ def check_own(request: ModelRequest) -> None:
                 "`model_from` for a module of your own."
             )
         if request.preprocess is not None:
-            raise UsageError(f"preprocess is for a module of one's own; for {request.name} give {_listed(_OF_PREPROCESS)}.")
+            raise UsageError(f"preprocess is for a module of one's own; for {request.name} give {_fields(_OF_PREPROCESS)}.")
         return
     if request.module is not None and request.model_from is not None:
         raise UsageError("module and model_from exclude each other; give one of them.")
     if given := [name for name in _OF_NAMED if getattr(request, name)]:
-        raise UsageError(f"{_listed(given)} cannot be asked of a module of one's own; it is taken as it is.")
+        raise UsageError(f"{_fields(given)} cannot be asked of a module of one's own; it is taken as it is.")
     if request.model_from is not None:
         path, _ = split_model_from(request.model_from)
         if not path.is_file():
@@ -213,12 +213,12 @@ def own_preprocess(request: ModelRequest, returned: PreprocessSpec | None) -> Pr
     given = request.preprocess or returned
     if given is not None:
         if fields:
-            raise UsageError(f"{_listed(fields)} and a PreprocessSpec were given; give one of both.")
+            raise UsageError(f"{_fields(fields)} and a PreprocessSpec were given; give one of both.")
         return given
     if missing := [name for name in _OF_PREPROCESS if name not in fields]:
         raise UsageError(
-            f"A module of one's own does not say how pictures become its input: {_listed(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing. Give a PreprocessSpec, or all of {_listed(_OF_PREPROCESS)}."
+            f"A module of one's own does not say how pictures become its input: {_fields(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. Give a PreprocessSpec, or all of {_fields(_OF_PREPROCESS)}."
         )
     return _preprocess_of(request)
 
@@ -238,5 +238,6 @@ def _preprocess_of(request: ModelRequest) -> PreprocessSpec:
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+def _fields(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return ", ".join(quoted[:-1]) + (" and " if len(quoted) > 1 else "") + quoted[-1]

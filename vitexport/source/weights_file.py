@@ -284,11 +284,19 @@ def _culprits(path: Path, error: BaseException) -> list[str]:
 
 def _unsafe(path: Path, culprits: list[str]) -> InputError:
     more = f" and {len(culprits) - 3} more" if len(culprits) > 3 else ""
+    # torch.save(model) pickles the classes of its modules; a dictionary holds what a script put beside its weights.
+    is_module = any(name.startswith(("torch.nn.modules.", "timm.", "torchvision.models.")) for name in culprits)
+    cure = (
+        "  torch.save(file.state_dict(), 'weights.pth')\nOr give the model itself: `model_from` takes FILE.py:FUNCTION, a "
+        "function of yours that loads and returns it."
+        if is_module
+        else "  torch.save(file['state_dict'], 'weights.pth')  # or the key under which it holds the weights: list(file)"
+    )
     return InputError(
-        f"Checkpoint {path} holds more than tensors ({', '.join(culprits[:3])}{more}), and loading it could run code; it "
-        "was not loaded. Save the model's state_dict and give that; where you trust the file, in Python:\n"
-        f"  import torch; file = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
-        "  torch.save(file['state_dict'], 'weights.pth')  # or the key under which it holds the weights: list(file)"
+        f"Checkpoint {path} holds {'a whole module' if is_module else 'more than tensors'} "
+        f"({', '.join(culprits[:3])}{more}), and loading it could run code; it was not loaded. Save the model's state_dict "
+        "and give that; where you trust the file, in Python:\n"
+        f"  import torch; file = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n{cure}"
     )
 
 

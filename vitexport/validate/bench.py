@@ -26,14 +26,14 @@ from vitexport.bundle import Manifest, content_sha256, write_json
 from vitexport.errors import ToolchainError, UsageError, VitexportError
 from vitexport.machine import describe_machine
 from vitexport.preprocess import normalize
-from vitexport.report import Report
+from vitexport.report import Report, is_busy
 from vitexport.runtime.backends import Backend, GpuTimer
 from vitexport.runtime.backends.cuda import pci_bus_id
 from vitexport.runtime.model import Model
 from vitexport.telemetry import CpuProbe, Monitor, Probe, Telemetry, gpu_probe
 from vitexport.validate.bench_table import FIGURES, FORMAT, FORMAT_VERSION, SHIPPED
 from vitexport.validate.device import title
-from vitexport.validate.latency import BUSY_PERCENT, processor_seconds, share_of_others
+from vitexport.validate.latency import processor_seconds, share_of_others
 
 # Warm-up ends when the medians of this many windows in a row lie this close together, and a window is at least this long.
 STABLE_WINDOWS = 3
@@ -477,7 +477,7 @@ def _cautions(unsteady: Sequence[str], telemetry: Telemetry, others: float | Non
     if telemetry.throttled:
         message = f"The device was held back while it was timed: {', '.join(telemetry.throttled)}."
         found.append({"kind": "throttled", "message": message})
-    if others is not None and others > BUSY_PERCENT:
+    if others is not None and is_busy(others):
         message = f"Other processes took {others:.0f} % of the processors: these are the latencies of a busy machine."
         found.append({"kind": "busy", "message": message})
     if telemetry.before.others:

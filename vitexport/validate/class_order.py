@@ -237,5 +237,5 @@ def _told(given: Sequence[str], fitting: Sequence[str]) -> str:
 def _cure(title: str) -> str:
     word = title.partition(" ")[0]
     if word in ("natural", "string"):
-        return f"`class_order` {word} where no labels are known, or `labels` in this order"
-    return "`labels` in this order"
+        return f"`class_order` {word} where no labels are known, or `labels` in this order in the place of those given"
+    return "`labels` in this order, in the place of those given"

@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from vitexport.report import is_busy
+
 Runner: TypeAlias = Callable[[NDArray[np.float32]], Any]
 
 WARM_UP_SECONDS = 0.5
 MINIMUM_ROUNDS = 20
-# What other processes take above this share distorts ratios: PyTorch's OpenMP threads wait by spinning.
-BUSY_PERCENT = 15.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Timing:
     @property
     def caution(self) -> str | None:
         """A sentence for the report if the machine was too busy for the ratios to hold."""
-        if self.others_percent is None or self.others_percent <= BUSY_PERCENT:
+        if not is_busy(self.others_percent):
             return None
         return (
             f"Other processes took {self.others_percent:.0f} % of the processors during the timing: "
