@@ -119,10 +119,12 @@ def _other_size(file: WeightsFile, record: Recorded) -> tuple[str, ...]:
     if record.size is None or made_for is None or sides == record.size:
         return ()
     height, width = record.size
-    return (
+    asked = height if height == width else f"{height}x{width}"
+    note = (
         f"{file.file.name} was trained on pictures of {height} x {width}, with a model made for {_said(sides)}, which is "
-        f"taken; give `img_size={height if height == width else f'{height}x{width}'}` for the size of the pictures.",
+        f"taken; give `img_size={asked}` for the size of the pictures."
     )
+    return (note,)
 
 
 def _listed(value: Any) -> Any:
