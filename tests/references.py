@@ -25,8 +25,9 @@ from vitexport.datasets import ClassOrder, ImageSet, open_images, open_labelled
 from vitexport.machine import Stopwatch
 from vitexport.pipeline import BuildRequest, reference_checks
 from vitexport.pipeline.prepare import Prepared, prepare
+from vitexport.pipeline.reference import Reference, over
+from vitexport.pipeline.session import Session
 from vitexport.pipeline.stages import Stages
-from vitexport.pipeline.work import Reference, Work, over
 from vitexport.source import ModelRequest
 from vitexport.validate.probes import probe_pixels
 from vitexport.validate.reference import reference_outputs
@@ -355,15 +356,15 @@ def judge(case: Case, sample: Prepared, answers: dict[tuple[str, ...], Any], fol
     source = dataclasses.replace(sample.source, preprocess=spec, weights=case.weights)
     prepared = dataclasses.replace(sample, model=model, source=source, evaluation=images)
     request = BuildRequest(model=SAMPLE, target="cpu")
-    work = Work(request=request, prepared=prepared, folder=folder, watch=Stopwatch(), progress=Stages((), silent))
+    session = Session(folder=folder, watch=Stopwatch(), progress=Stages((), silent))
     key = tuple(sorted(file.path.name for file in images.files))
     if case.change is None and case.draw is None and not case.spec:
         if key not in answers:
-            outputs = over(images, work, "", lambda batch: reference_outputs(model, source.outputs, batch))
+            outputs = over(images, source, session, "", lambda batch: reference_outputs(model, source.outputs, batch))
             answers[key] = dict(zip((file.path.name for file in images.files), outputs["logits"], strict=True))
         logits = np.stack([answers[key][file.path.name] for file in images.files])
     else:
-        logits = over(images, work, "", lambda batch: reference_outputs(model, source.outputs, batch))["logits"]
+        logits = over(images, source, session, "", lambda batch: reference_outputs(model, source.outputs, batch))["logits"]
     reference = Reference(
         images=images,
         outputs={"logits": logits},
@@ -371,9 +372,9 @@ def judge(case: Case, sample: Prepared, answers: dict[tuple[str, ...], Any], fol
         about="",
         golden_pixels=probe_pixels(images, spec),
         golden_outputs={},
-        stay_float32=frozenset(),
+        spec=spec,
     )
-    checks, _ = reference_checks.reference_checks(work, reference)
+    checks, _ = reference_checks.reference_checks(request, prepared, reference, session)
     return {check.name: check.status for check in checks}
 
 

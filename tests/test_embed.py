@@ -13,6 +13,7 @@ import pytest
 from conftest import TINY, VALIDATION, Built
 from PIL import Image
 
+from vitexport import stacks
 from vitexport.artifacts import BatchRange, silent
 from vitexport.errors import UsageError
 from vitexport.pipeline import BuildRequest, plan, run
@@ -119,4 +120,4 @@ def test_the_plan_tells_of_it(tmp_path: Path) -> None:
     steps = plan(BuildRequest(model=TINY, target="web", out=tmp_path / "out")).steps
     assert any("graph of its own" in step for step in steps)
     assert not any("beside PyTorch" in step for step in steps)
-    assert not BuildRequest(model=TINY, target="web", embed_preprocess=False).embeds(resolve("web"))
+    assert not BuildRequest(model=TINY, target="web", embed_preprocess=False).embeds(stacks.of(resolve("web")))

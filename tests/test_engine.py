@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 from conftest import TINY
-from exports import digits, exported, live, placed
+from exports import digits, exported, live, placed, quantize
 
 from vitexport.artifacts import BatchRange, OnnxModel, Precision, silent
-from vitexport.engine import FILE_NAME, SCRIPT_NAME, make_engine, make_recipe
 from vitexport.errors import ToolchainError, UsageError
 from vitexport.pipeline import BuildRequest, run
-from vitexport.quantize import quantize
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.float16 import Float16
 from vitexport.rewrites.lower_layernorm import MARK
 from vitexport.runtime.backends.tensorrt_api import is_installed
 from vitexport.runtime.backends.tensorrt_build import library_version
+from vitexport.stacks.delivery import FILE_NAME, SCRIPT_NAME, make_engine, make_recipe
 from vitexport.targets import findings, resolve
 
 needs_rtx = pytest.mark.skipif(not is_installed("tensorrt-rtx"), reason="TensorRT-RTX is not installed here")

@@ -8,14 +8,13 @@ import onnx
 import pytest
 import torch
 from conftest import ROOT
-from exports import exported, live
+from exports import export_onnx, exported, live
 from graphs import LOGITS, operators, read, run, valid_in
 from numpy.typing import NDArray
 from torch import nn
 
-from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource, file_sha256
+from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource
 from vitexport.errors import ToolchainError
-from vitexport.export import export_onnx
 from vitexport.source import Exposed, ModelRequest, load
 from vitexport.validate.reference import reference_outputs
 
@@ -111,7 +110,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file(batch: str) -> None:
         assert str(path).encode() not in data
 
 
-def export(folder: Path, module: nn.Module, source: ModelSource, **changes: Any) -> Path:
+def export(folder: Path, module: Any, source: ModelSource, **changes: Any) -> Path:
     values: dict[str, Any] = {"opset": 20, "layernorm_op": True, "batch": BatchRange.parse("2"), **changes}
     return export_onnx(module, source, folder, **values).path
 
@@ -124,7 +123,7 @@ def test_what_leaves_describes_the_file(tmp_path: Path) -> None:
     module, source = live()
     model = export_onnx(module, source, tmp_path, opset=20, layernorm_op=True, batch=BatchRange.parse("2"))
     assert (model.opset, str(model.batch), model.precision) == (20, "2", "fp32")
-    assert (model.sha256, model.size) == (file_sha256(model.path), model.path.stat().st_size)
+    assert model.size == model.path.stat().st_size
     assert list(tmp_path.iterdir()) == [model.path]
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vitexport import golden_check
 from vitexport.bundle import open_bundle
-from vitexport.engine import CHECK_SCRIPT, CHECKER, RAW_INPUT
 from vitexport.preprocess import normalize
+from vitexport.stacks.delivery import CHECK_SCRIPT, CHECKER, RAW_INPUT
 from vitexport.targets.trtexec import check_words
 from vitexport.validate.metrics import sqnr_db
 

@@ -11,12 +11,12 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, TINY
+from exports import export_onnx
 from graphs import read, run
 from torch import nn
 
 from vitexport.artifacts import BatchRange, OutputSpec, describe_outputs
 from vitexport.errors import InputError, ToolchainError, UsageError
-from vitexport.export import export_onnx
 from vitexport.source import Exposed, ModelRequest, exportable, load
 from vitexport.source.heads import expose
 from vitexport.validate.reference import reference_outputs

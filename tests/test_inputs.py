@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import CALIBRATION, SAMPLE_WORDS, TINY, VALIDATION, Built
+from exports import export_onnx
 from PIL import Image
 
 from vitexport import eager
@@ -21,8 +22,7 @@ from vitexport.bundle import Manifest
 from vitexport.cli.commands import cli
 from vitexport.datasets import open_labelled
 from vitexport.errors import InputError, UsageError, VitexportError
-from vitexport.export import export_onnx
-from vitexport.legality.requirements import BY_OPERATOR, BY_OPSET, least_onnx_runtime, least_tensorrt
+from vitexport.legality.requirements import BY_OPERATOR, BY_OPSET, least_onnx_runtime
 from vitexport.pipeline import BuildRequest, plan, run
 from vitexport.pipeline import build as building
 from vitexport.quantize.degrade import KINDS, degraded
@@ -33,6 +33,7 @@ from vitexport.runtime import load as load_bundle
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from vitexport.source import ModelRequest, load
 from vitexport.source.request import create_kwargs
+from vitexport.stacks.delivery import least_tensorrt
 from vitexport.targets import resolve, with_opset
 from vitexport.triton import ServeRequest
 from vitexport.triton.models import models_of

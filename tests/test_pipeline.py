@@ -14,24 +14,26 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from conftest import CALIBRATION, SAMPLE, TINY, VALIDATION, Built, sample_request, several_request
 from graphs import LOGITS
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BatchRange, OnnxModel, Outputs, OutputSpec, Precision, Product, silent
+from vitexport.artifacts import BatchRange, Outputs, OutputSpec, Precision, Product, silent
 from vitexport.bundle import open_bundle
 from vitexport.errors import NothingToQuantizeError, UsageError, VitexportError
 from vitexport.pipeline import BuildRequest, plan, run
-from vitexport.pipeline import work as pipeline_work
-from vitexport.pipeline.build import _choose
+from vitexport.pipeline import reference as pipeline_reference
 from vitexport.pipeline.candidates import Candidate
+from vitexport.pipeline.choose import choose
 from vitexport.preprocess import normalize
 from vitexport.report import Check, Status
 from vitexport.roofline import predict
 from vitexport.runtime import load
 from vitexport.source import ModelRequest
 from vitexport.source import load as load_model
+from vitexport.stacks import Variant
 from vitexport.targets import machine_cpu, misfit, resolve
 from vitexport.validate.budget import Budget
 from vitexport.validate.metrics import sqnr_db
@@ -155,9 +157,10 @@ def test_float16_is_judged_as_float16_however_it_is_typed(target: str, jetpack: 
 
 def candidate(precision: Precision, status: Status) -> Candidate:
     check = Check(name="agreement", status=status, message="")
-    graph = OnnxModel(path=Path("model.onnx"), sha256="", size=1, opset=20, batch=BatchRange.parse("1"), precision=precision)
+    graph = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    variant = Variant(precision=precision, graph=graph, plain=graph, stay_float32=frozenset())
     numerics = Numerics(checks=(check,), figures={})
-    return Candidate(onnx=graph, recipe=None, numerics=numerics, golden={}, raw_db={}, stay_float32=frozenset())
+    return Candidate(variant=variant, recipe=None, numerics=numerics, golden={}, raw_db={})
 
 
 @pytest.mark.parametrize("target", ["b300", "l4"])
@@ -178,11 +181,10 @@ def test_auto_ships_what_is_within_the_budget_and_else_the_widest(
     assert peaks["int8"] < peaks["fp16"]
     candidates = [candidate("int8", int8), candidate("fp16", fp16)]
     request = BuildRequest(model=TINY, target=target, precision="auto", calibration=CALIBRATION)
-    work: Any = SimpleNamespace(request=request, prepared=SimpleNamespace(target=resolve(target)))
     layer = Product(module="blocks.0.mlp.fc1", macs=10**9, weights=10**6, int8=True)
     prediction = predict(resolve(target), {"int8": [layer], "fp16": [layer]}, 1)
-    best, [note] = _choose(work, candidates, None, prediction)
-    assert best.onnx.precision == {"the faster": "fp16" if target == "b300" else "int8"}.get(chosen, chosen)
+    best, [note] = choose(request, resolve(target), candidates, None, prediction)
+    assert best.precision == {"the faster": "fp16" if target == "b300" else "int8"}.get(chosen, chosen)
     assert why in note
 
 
@@ -414,9 +416,9 @@ def computed_over(count: int, kept: int, width: int, monkeypatch: pytest.MonkeyP
         OutputSpec(name=LOGITS, kind="logits", shape=(2,)),
         OutputSpec(name="tokens", kind="tokens", shape=(width // 4, 4)),
     )
-    monkeypatch.setattr(pipeline_work, "KEPT_BYTES", kept * width * 4)
-    source = SimpleNamespace(outputs=specs, preprocess=None)
-    work: Any = SimpleNamespace(prepared=SimpleNamespace(source=source), progress=silent)
+    monkeypatch.setattr(pipeline_reference, "KEPT_BYTES", kept * width * 4)
+    source: Any = SimpleNamespace(outputs=specs, preprocess=None)
+    session: Any = SimpleNamespace(progress=silent)
     images: Any = Counted(count)
 
     def run_one(batch: NDArray[np.float32]) -> Outputs:
@@ -425,7 +427,7 @@ def computed_over(count: int, kept: int, width: int, monkeypatch: pytest.MonkeyP
     def fill(batch: NDArray[np.float32], spec: OutputSpec) -> NDArray[np.float32]:
         return batch.reshape(-1, *(1 for _ in spec.shape))
 
-    return pipeline_work.over(images, work, "running", run_one)
+    return pipeline_reference.over(images, source, session, "running", run_one)
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(11, 11), (8, 8), (3, 3), (0, 1), (100, 20)])

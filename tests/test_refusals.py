@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import CALIBRATION, TINY, VALIDATION
 
+from vitexport import stacks
 from vitexport.artifacts import Progress
 from vitexport.errors import UsageError
 from vitexport.pipeline import BuildRequest, plan, run
@@ -110,7 +111,7 @@ def test_a_plan_that_is_refused_early_says_that_the_model_was_not_looked_at(tmp_
 def test_the_stages_of_a_build(target: str, changes: dict[str, object], expected: tuple[str, ...]) -> None:
     request = dataclasses.replace(BuildRequest(model=TINY, target=target), **changes)  # type: ignore[arg-type]
     precisions = ("int8", "fp32") if request.calibration else (request.precision.replace("auto", "fp32"),)
-    names = stages_of(request, resolve(target), precisions)  # type: ignore[arg-type]
+    names = stages_of(request, stacks.of(resolve(target)), precisions)  # type: ignore[arg-type]
     assert names[:3] == ("loading the model", "exporting to ONNX", "running PyTorch")
     assert names[-1] == "writing the bundle"
     assert set(expected) <= set(names)
@@ -140,7 +141,7 @@ def test_a_build_goes_through_its_stages_in_order(tmp_path: Path) -> None:
     request = BuildRequest(model=TINY, target="web", precision="fp32", out=tmp_path / "out")
     run(request, recorder(said))
     begun = dict.fromkeys(line.partition(":")[0] for line in said)
-    expected = len(stages_of(request, resolve("web"), ("fp32",)))
+    expected = len(stages_of(request, stacks.of(resolve("web")), ("fp32",)))
     assert list(begun) == [f"stage {number} of {expected}" for number in range(1, expected + 1)]
     assert said[0] == f"stage 1 of {expected}: loading the model"
 

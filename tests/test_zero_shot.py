@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, TINY, Built
+from exports import export_onnx
 from graphs import read
 from graphs import run as onnx_logits
 from numpy.typing import NDArray
@@ -30,7 +31,6 @@ from torch.nn.functional import normalize
 from vitexport.artifacts import BatchRange, ModelSource, silent
 from vitexport.eager import pytorch_beside
 from vitexport.errors import InputError, MissingDependencyError, UsageError, VitexportError
-from vitexport.export import export_onnx
 from vitexport.pipeline import BuildRequest, plan, run
 from vitexport.source import ModelRequest, load
 from vitexport.source.class_files import read_class_embeddings

@@ -19,6 +19,9 @@ from vitexport.errors import UsageError
 from vitexport.preprocess import PreprocessSpec
 
 Precision = Literal["fp32", "fp16", "int8"]
+Typing = Literal["strong", "weak"]
+# What loads an engine.
+ENGINE_LIBRARIES = ("tensorrt", "tensorrt-rtx")
 Part = Literal["body", "patch", "head", "attention", "other"]
 OutputKind = Literal["logits", "probabilities", "label_logits", "values", "embedding", "tokens", "feature_map"]
 # What a model is for, which decides how its answer is read, shown and judged.
@@ -282,7 +285,6 @@ class OnnxModel:
     opset: int
     batch: BatchRange
     precision: Precision
-    sha256: str
     size: int
 
     @classmethod
@@ -293,7 +295,6 @@ class OnnxModel:
             opset=opset,
             batch=batch,
             precision=precision,
-            sha256=file_sha256(path),
             size=path.stat().st_size + (data_file(path).stat().st_size if data_file(path).exists() else 0),
         )
 
@@ -309,7 +310,7 @@ class QuantRecipe:
 
     Attributes:
         settings: What the user may choose: placement, observer, rounding and so on.
-        arithmetic: ``tensorrt`` (symmetric int8 Q/DQ) or ``onnxruntime-cpu`` (the CPU's own integer operators).
+        arithmetic: Of the stack: ``tensorrt`` (symmetric int8 Q/DQ), ``onnxruntime-cpu`` (the CPU's own integer operators).
         weight_bits, activation_type: 8 or 7 (a CPU without VNNI), and ``int8`` or ``uint8``.
         images: sha256 of each calibration image by its path under the calibration folder.
         skipped_images: Reason by path for images that could not be read.
@@ -323,7 +324,7 @@ class QuantRecipe:
     """
 
     settings: Mapping[str, Any]
-    arithmetic: Literal["tensorrt", "onnxruntime-cpu"]
+    arithmetic: str
     weight_bits: int
     activation_type: Literal["int8", "uint8"]
     images: Mapping[str, str]
@@ -334,21 +335,6 @@ class QuantRecipe:
     ranges: Mapping[str, tuple[float, float]]
     strengths: Mapping[str, float]
     layer_db: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizedModel:
-    """An INT8 ONNX file and how its numbers came about.
-
-    Attributes:
-        onnx: What ships.
-        recipe: How.
-        exact: The same numbers as Q/DQ, to be computed in float where this machine cannot run `onnx`; does not ship.
-    """
-
-    onnx: OnnxModel
-    recipe: QuantRecipe
-    exact: OnnxModel | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,7 +350,7 @@ class EngineRecipe:
         trtexec: The same build as a trtexec command line, for a device that has only that.
     """
 
-    typing: Literal["strong", "weak"]
+    typing: Typing
     flags: tuple[str, ...]
     fp32_layers: tuple[str, ...]
     profile: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None
@@ -379,7 +365,7 @@ class EngineRecipe:
             KeyError, TypeError, ValueError: It is something else.
         """
         typing, profile = data["typing"], data["profile"]
-        if typing not in ("strong", "weak"):
+        if typing not in get_args(Typing):
             raise ValueError(f"typing is {typing!r}")
         shapes = None if profile is None else [tuple(int(size) for size in shape) for shape in profile]
         if shapes is not None and len(shapes) != 3:

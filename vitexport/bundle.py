@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vitexport import notebook
 from vitexport.artifacts import (
     DEFAULT_THRESHOLD,
+    ENGINE_LIBRARIES,
     BatchRange,
     Outputs,
     OutputSpec,
@@ -170,7 +171,7 @@ def _engine(values: Any) -> dict[str, Any]:
     """What decides whether an engine may be loaded must be there, and of its type."""
     data = dict(values)
     capabilities = dict(data["recipe"])["compute_capabilities"]
-    known = data["library"] in ("tensorrt", "tensorrt-rtx") and isinstance(data["library_version"], str)
+    known = data["library"] in ENGINE_LIBRARIES and isinstance(data["library_version"], str)
     if not known or not isinstance(capabilities, list) or not all(isinstance(entry, str) for entry in capabilities):
         raise TypeError("engine.library, engine.library_version or engine.recipe is not what vitexport writes")
     if data["skipped"] is not None and not isinstance(data["skipped"], str):

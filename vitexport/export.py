@@ -1,19 +1,18 @@
-"""The live module enters; one float ONNX, written in the target's opset, leaves as an `OnnxModel`."""
+"""Export a live module to a float graph in the target's opset."""
 
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
-from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource, OnnxModel
+from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource
 from vitexport.errors import InputError, ToolchainError
 from vitexport.quiet import quiet
-from vitexport.rewrites import InPlacePass, apply, save
+from vitexport.rewrites import InPlacePass, apply
 from vitexport.rewrites.lower_col2im import LowerCol2Im
 from vitexport.rewrites.lower_gelu import LowerGelu
 from vitexport.rewrites.lower_layernorm import LowerLayerNorm
@@ -24,20 +23,16 @@ from vitexport.rewrites.simplify import Simplify
 
 # The oldest opset with a Gelu operator, and the newest that TensorRT 10.3 (JetPack 6.1) parses.
 EXPORT_OPSET = 20
-FILE_NAME = "model.float.onnx"
 # `vitexport.source` wraps the model, to choose its outputs; the graph carries the names of the model's own modules.
 WRAPPED = "model."
 
 
-def export_onnx(  # noqa: PLR0913 - the target's three limits
-    model: nn.Module, source: ModelSource, folder: Path, *, opset: int, layernorm_op: bool, batch: BatchRange
-) -> OnnxModel:
-    """Export `model` to ``model.float.onnx`` in `folder`.
+def export_graph(model: nn.Module, source: ModelSource, *, opset: int, layernorm_op: bool, batch: BatchRange) -> ir.Model:
+    """The float graph of `model`, whose weights it shares where nothing had to be computed of them.
 
     Args:
         model: In eval mode, as `vitexport.source.load` returns it.
         source: Its description; gives the input size.
-        folder: Where the file is written.
         opset: 13 to 20.
         layernorm_op: Whether the target's parser knows LayerNormalization; if not, it is written out.
         batch: A range gives a symbolic first dimension, one size a static graph.
@@ -61,9 +56,7 @@ def export_onnx(  # noqa: PLR0913 - the target's three limits
         rewrites.append(LowerOpset(opset))
     apply(exported, *rewrites)
     RemoveUnusedNodesPass()(exported)
-    path = folder / FILE_NAME
-    save(exported, path)
-    return OnnxModel.of(path, opset=opset, batch=batch, precision="fp32")
+    return exported
 
 
 def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model:

@@ -175,6 +175,8 @@ class Report:
 
 # What other processes take above this share distorts ratios: PyTorch's OpenMP threads wait by spinning.
 BUSY_PERCENT = 15.0
+# The row of a bench that holds the GPU's own time.
+GPU_TIME = ("shipped", "gpu")
 LATENCY_COLUMNS = ("what", "p50 ms", "p90 ms", "p99 ms", "images/s", "against PyTorch", "runtime")
 BLOCK_COLUMNS = ("block", "attention", "linear layers", "reformats")
 ESTIMATE_COLUMNS = (
@@ -237,7 +239,7 @@ def measured(measurements: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     bench = measurements.get("bench")
     if bench:
         # The GPU's own time is what a roofline speaks of; with a CUDA graph it holds the fewest gaps.
-        timed = [row for row in bench["rows"] if (row["runner"], row["what"]) == ("shipped", "gpu")]
+        timed = [row for row in bench["rows"] if (row["runner"], row["what"]) == GPU_TIME]
         if timed:
             found[str(bench["model"]["precision"])] = min(timed, key=lambda row: float(row["p50_ms"]))
     return found

@@ -17,10 +17,11 @@ from quantizers.contenders import LEAST, OURS, Contender
 from quantizers.table import BARE, FEW
 from vitexport.artifacts import ModelSource, OnnxModel
 from vitexport.datasets import open_images, open_labelled
-from vitexport.export import export_onnx
+from vitexport.export import export_graph
 from vitexport.machine import describe_machine
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize import Observer, QuantSettings
+from vitexport.rewrites import save
 from vitexport.source import ModelRequest, load
 
 OPSET = 20
@@ -99,10 +100,11 @@ def _say(text: str) -> None:
 def _export(request: ModelRequest, folder: Path) -> tuple[OnnxModel, ModelSource]:
     folder.mkdir(parents=True, exist_ok=True)
     model, source = load(request)
-    onnx = export_onnx(model, source, folder, opset=OPSET, layernorm_op=True, batch=judge.ONE)
+    path = folder / "model.float.onnx"
+    save(export_graph(model, source, opset=OPSET, layernorm_op=True, batch=judge.ONE), path)
     del model
     gc.collect()
-    return onnx, source
+    return OnnxModel.of(path, opset=OPSET, batch=judge.ONE, precision="fp32"), source
 
 
 def _compare(name: str, folder: Path, work: Path, pythons: dict[Contender, Path]) -> dict[str, Any]:

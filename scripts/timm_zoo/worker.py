@@ -30,14 +30,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitexport import source as sources
+from vitexport import stacks
 from vitexport.artifacts import BatchRange, ModelSource, OnnxModel, Outputs, silent
 from vitexport.datasets import open_images
-from vitexport.engine import FILE_NAME, make_engine
 from vitexport.errors import VitexportError
-from vitexport.export import export_onnx
+from vitexport.export import export_graph
 from vitexport.legality import refuse
 from vitexport.preprocess import PreprocessSpec, normalize
-from vitexport.quantize import Calibration, QuantSettings, calibrate, output_db, write
+from vitexport.quantize import Calibration, QuantSettings, calibrate, integers, output_db
 from vitexport.quantize.fallback import most_sensitive_first
 from vitexport.rewrites import apply, load, save
 from vitexport.rewrites.emulate_float16 import EmulateFloat16
@@ -46,6 +46,7 @@ from vitexport.rewrites.simplify import Simplify
 from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import open_onnx
 from vitexport.source.timm_models import create
+from vitexport.stacks.delivery import FILE_NAME, make_engine
 from vitexport.targets import OPSET, resolve
 from vitexport.validate import metrics
 from vitexport.validate.probes import PHOTOGRAPHS, probe_pixels
@@ -267,7 +268,9 @@ def timed_folding(seconds: list[float]) -> Iterator[None]:
 
 def export(module: sources.Exposed, source: ModelSource, folder: Path, batch: BatchRange) -> OnnxModel:
     """The float ONNX."""
-    return export_onnx(module, source, folder, opset=OPSET, layernorm_op=True, batch=batch)
+    path = folder / "model.float.onnx"
+    save(export_graph(module, source, opset=OPSET, layernorm_op=True, batch=batch), path)
+    return OnnxModel.of(path, opset=OPSET, batch=batch, precision="fp32")
 
 
 def graph_facts(model: OnnxModel) -> dict[str, Any]:
@@ -323,27 +326,31 @@ def int8(
     Layers whose results are beyond float16 stay float. Where the others miss `INT8_DB`, the most sensitive of them stay
     float too, as ``vitexport build`` does for its budget: as few as meet it, and at most `MOST_FLOAT` of them.
     """
+    stack = stacks.of(resolve(TARGETS[0]))
     pictures = folder / "calibration"
     pictures.mkdir()
     for index, picture in enumerate(calibration_pictures()):
         picture.save(pictures / f"{index:02d}.png")
     calibration = Calibration(
-        model=model,
+        graph=load(model.path),
+        batch=model.batch.minimum,
         images=open_images(pictures, limit=CALIBRATION),
         spec=source.preprocess,
-        cpu=None,
+        arithmetic=stack.arithmetic,
         settings=QuantSettings(),
         progress=silent,
     )
-    calibrated = calibrate(calibration, folder)
-    wide = float32_nodes(load(calibrated.folded), images[:3])
+    calibrated = calibrate(calibration)
+    wide = float32_nodes(calibrated.folded, images[:3])
     beyond = frozenset(module for node, module in calibrated.modules.items() if node in wide)
 
     def made(floating: Collection[str]) -> tuple[OnnxModel, dict[str, Any]]:
-        quantized = write(calibration, calibrated, folder, stay_float=beyond.union(floating))
-        figures = noise(quantized.onnx.path, images, wanted)
-        counts = {"layers": len(quantized.recipe.layers), "floating": len(floating), "beyond": len(beyond)}
-        return quantized.onnx, figures | counts
+        numbers = integers(calibrated, beyond.union(floating))
+        path = folder / "model.int8.onnx"
+        save(stack.variant(calibrated.folded, "int8", numbers, wide).plain, path)
+        counts = {"layers": len(numbers.layers), "floating": len(floating), "beyond": len(beyond)}
+        onnx = OnnxModel.of(path, opset=model.opset, batch=model.batch, precision="int8")
+        return onnx, noise(path, images, wanted) | counts
 
     onnx, figures = made(())
     whole = figures["sqnr_db"]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from exports import digits
+from exports import digits, quantize
 from graphs import LOGITS, graph_of, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from vitexport.artifacts import BatchRange, OnnxModel
 from vitexport.errors import NothingToQuantizeError
 from vitexport.legality import qdq_violations
 from vitexport.preprocess import PreprocessSpec, normalize
-from vitexport.quantize import QuantSettings, quantize
+from vitexport.quantize import QuantSettings
 from vitexport.quantize.fold import find_folds
 from vitexport.quantize.observe import Batch, Tensor, observe
 from vitexport.quantize.place import find_sites

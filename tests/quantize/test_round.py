@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from vitexport.errors import InputError
+from vitexport.quantize.arithmetic import TENSORRT, Arithmetic
 from vitexport.quantize.round import (
     BLOCK,
     DAMPING,
@@ -137,7 +138,8 @@ def test_a_range_of_nothing_has_a_usable_scale() -> None:
 
 
 ARITHMETIC = {
-    kind: CpuArithmetic(activation=kind, weight_bits=8, required_flags=(), arch="x86_64") for kind in ("uint8", "int8")
+    kind: Arithmetic.of_cpu(CpuArithmetic(activation=kind, weight_bits=8, required_flags=(), arch="x86_64"))
+    for kind in ("uint8", "int8")
 }
 
 
@@ -151,7 +153,7 @@ def test_a_quantizer_errs_by_half_a_step_inside_its_range_and_clips_outside(
     limits: tuple[float, float], where: NDArray[np.float32], kind: str | None
 ) -> None:
     low, high = limits
-    quantizer = Quantizer.covering(low, high, None if kind is None else ARITHMETIC[kind])
+    quantizer = Quantizer.covering(low, high, TENSORRT if kind is None else ARITHMETIC[kind])
     step = float(quantizer.scale)
     inside = (low + where.astype(np.float64) * (high - low)).astype(np.float32)
     # float32 numbers of this size are this far apart themselves.

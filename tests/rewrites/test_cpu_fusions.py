@@ -12,13 +12,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from exports import exported
+from exports import export_onnx, exported
 from graphs import operators, read, run
 from numpy.typing import NDArray
 from torch import nn
 
 from vitexport.artifacts import BatchRange
-from vitexport.export import export_onnx
 from vitexport.rewrites import apply, save
 from vitexport.rewrites.cpu_fusions import cpu_fusions
 from vitexport.rewrites.cpu_integer import CpuInteger

@@ -8,13 +8,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from conftest import TINY
-from exports import exported
+from exports import export_onnx, exported
 from graphs import LOGITS, graph_of, read, run
 from numpy.typing import NDArray
 from onnx import helper
 
 from vitexport.artifacts import BatchRange
-from vitexport.export import export_onnx
 from vitexport.preprocess import normalize
 from vitexport.rewrites import apply, load
 from vitexport.rewrites.emulate_float16 import EmulateFloat16

@@ -188,7 +188,7 @@ def show_violations(found: Sequence[Broken], census: Mapping[str, int] | None, t
     out = Output()
     if census is not None:
         seen = ", ".join(f"{count} {kind}" for kind, count in census.items())
-        out.show(Text(f"for {target.name}, {_stack(target)}: {seen or 'no products'}"))
+        out.show(Text(f"for {target.name}, {target.stack}: {seen or 'no products'}"))
     for rule in dict.fromkeys(violation.rule for violation in found):
         places = [violation for violation in found if violation.rule == rule]
         named = places if verbose else places[:PLACES]
@@ -229,21 +229,13 @@ def show_devices(devices: Sequence[Device]) -> None:
                 device.id,
                 device.name,
                 device.compute_capability or device.arch,
-                _stack(target),
+                target.stack,
                 ", ".join(target.precisions),
                 "" if target.memory_gb is None else f"{target.memory_gb:g} GB",
-                "here" if target.engine_here else ("on the device" if target.typing else "not needed"),
+                target.engine_place,
             )
         )
     Output().show(grid(("target", "device", "capability", "runtime", "precisions", "memory", "engine is built"), rows))
-
-
-def _stack(target: Target) -> str:
-    if target.runtime == "onnxruntime":
-        return "ONNX Runtime"
-    library = "TensorRT-RTX" if target.runtime == "tensorrt-rtx" else "TensorRT"
-    jetpack = f" (JetPack {target.jetpack})" if target.jetpack else ""
-    return f"{library} {target.tensorrt}{jetpack}"
 
 
 def show_target(target: Target, device: Device) -> None:
@@ -251,7 +243,7 @@ def show_target(target: Target, device: Device) -> None:
     rows = [
         ("target", target.id),
         ("device", target.name),
-        ("runtime", _stack(target)),
+        ("runtime", target.stack),
         ("ONNX opset", str(target.opset)),
     ]
     if target.compute_capability:
@@ -265,8 +257,7 @@ def show_target(target: Target, device: Device) -> None:
     rows += [(f"dense peak {name}", f"{value:g} T(FL)OPS ({device.basis})") for name, value in target.peaks.items()]
     if target.memory_bandwidth_gbps is not None:
         rows.append(("memory bandwidth", f"{target.memory_bandwidth_gbps:g} GB/s"))
-    if target.cpu is not None:
-        arithmetic = f"{target.cpu.activation} activations, {target.cpu.weight_bits}-bit weights"
+    if (arithmetic := target.int8_arithmetic) is not None:
         rows.append(("INT8 arithmetic", arithmetic))
     rows.append(("sources", "; ".join(device.sources)))
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -306,7 +297,7 @@ def show_bundle(bundle: Bundle, *, verbose: bool) -> None:
         ),
         ("weights", f"{model['weights']}, sha256 {str(model['weights_sha256'])[:16]}…"),
         *_zero_shot(model.get("zero_shot")),
-        ("target", f"{manifest.target.name} ({manifest.target.id}), {_stack(manifest.target)}"),
+        ("target", f"{manifest.target.name} ({manifest.target.id}), {manifest.target.stack}"),
         ("precision", manifest.precision),
         ("batch", str(manifest.batch)),
         ("input", _input(spec)),

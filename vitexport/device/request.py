@@ -51,13 +51,13 @@ def check_request(bundle: Bundle, request: EngineRequest) -> None:
             "--version-compatible and --hardware-compatible are for full TensorRT; an engine of TensorRT-RTX runs with the "
             "version that built it, on the GPUs that it was built for (build --target l4 --target a10 for several)."
         )
-    if request.hardware_compatible and target.kind == "jetson":
+    if request.hardware_compatible and target.is_jetson:
         raise UsageError(
             f"--hardware-compatible is not for {target.name}: TensorRT's hardware compatibility does not support JetPack."
         )
     if request.dla_core is None:
         return
-    if target.kind != "jetson":
+    if not target.is_jetson:
         raise UsageError(f"--dla is for Jetsons; {target.name} has no Deep Learning Accelerator.")
     if manifest.precision == "fp32":
         raise UsageError("--dla: a Deep Learning Accelerator computes float16 and int8; build the bundle with one of these.")

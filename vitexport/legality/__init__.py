@@ -8,7 +8,7 @@ in silence, was tried with TensorRT-RTX 1.7.1 where the rule says so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from vitexport.errors import InputError, ToolchainError
 from vitexport.legality import cpu, numbers, operators, products
 from vitexport.legality.rules import ERRORS, RULES, WARNINGS, Level, Violation
 from vitexport.legality.view import View, input_of
-from vitexport.targets import CpuArithmetic, Target
+from vitexport.targets import Target
 
 __all__ = [
     "ERRORS",
@@ -41,7 +41,8 @@ def violations(model: ir.Model, target: Target) -> tuple[Violation, ...]:
         target: From `vitexport.targets.resolve`.
     """
     view = View(model)
-    found = list(_on_cpu(view, target.cpu) if target.runtime == "onnxruntime" else _on_tensorrt(view, target))
+    rules = RULES_OF.get(target.runtime)
+    found = list(rules(view, target)) if rules is not None else []
     found += [
         Violation(rule="unreadable", node=name, message=f"cannot be read: {reason}")
         for name, reason in view.unreadable.items()
@@ -64,14 +65,22 @@ def _on_tensorrt(view: View, target: Target) -> Iterator[Violation]:
         yield from products.placement(view, node)
 
 
-def _on_cpu(view: View, arithmetic: CpuArithmetic | None) -> Iterator[Violation]:
+def _on_onnxruntime(view: View, target: Target) -> Iterator[Violation]:
     for node in view.nodes:
         yield from operators.operator_in_onnx_runtime(view, node)
         if numbers.is_pair(node):
             yield from numbers.onnx_numbers(view, node)
-        if arithmetic is not None:
+        if (arithmetic := target.cpu) is not None:
             yield from cpu.saturation(view, node, arithmetic)
     yield from cpu.slow_pairs(view, view.nodes)
+
+
+# By runtime of the target. One that is not here reads ONNX as it is written, and has no rules of its own.
+RULES_OF: Mapping[str, Callable[[View, Target], Iterator[Violation]]] = {
+    "onnxruntime": _on_onnxruntime,
+    "tensorrt": _on_tensorrt,
+    "tensorrt-rtx": _on_tensorrt,
+}
 
 
 def qdq_violations(model: ir.Model, *, symmetric: bool = True) -> tuple[Violation, ...]:

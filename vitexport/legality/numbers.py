@@ -156,7 +156,7 @@ def _lacking(stored: ir.DataType | None, target: Target) -> str | None:
         return None
     if stored in (ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16):
         return None
-    version = stack_version(target)
+    version = target.full_tensorrt
     capability = version_key(target.compute_capability or "0")
     newest = {
         # Oldest TensorRT and compute capability; TensorRT-RTX 1.7.1 compiles just these.
@@ -175,7 +175,7 @@ def _lacking(stored: ir.DataType | None, target: Target) -> str | None:
 
 
 def _for_version(view: View, node: ir.Node, target: Target) -> Iterator[Violation]:
-    version = stack_version(target)
+    version = target.full_tensorrt
     if version is None:
         return
     scale = view.dtype(input_of(node, 1))
@@ -186,11 +186,6 @@ def _for_version(view: View, node: ir.Node, target: Target) -> Iterator[Violatio
     if STRONG_TYPING <= version < MIXED_SCALES and None not in (data, scale) and data != scale:
         message = f"has a {_name(scale)} scale beside a {_name(data)} tensor; TensorRT {target.tensorrt} wants one type"
         yield Violation(rule="scale-type", node=label(node), message=message)
-
-
-def stack_version(target: Target) -> tuple[int, ...] | None:
-    """The version of full TensorRT; None for TensorRT-RTX, which counts its own."""
-    return version_key(target.tensorrt) if target.runtime == "tensorrt" and target.tensorrt else None
 
 
 def _size(shape: tuple[int | None, ...] | None) -> int | None:

@@ -9,8 +9,7 @@ import onnx_ir as ir
 from vitexport.legality.rules import Violation
 from vitexport.legality.view import STANDARD, View, label
 from vitexport.targets import Target
-from vitexport.targets.rows import packaged
-from vitexport.targets.target import version_key
+from vitexport.targets.opsets import newest_opset
 
 MICROSOFT = "com.microsoft"
 # Quantized operators of ONNX and of ONNX Runtime that compute on integers by themselves.
@@ -52,22 +51,10 @@ def opset_of_target(view: View, target: Target) -> Iterator[Violation]:
     """Whether the target's parser documents the graph's opset."""
     newest = newest_opset(target)
     if view.opset is not None and view.opset > newest:
-        title = "TensorRT-RTX" if target.runtime == "tensorrt-rtx" else "TensorRT"
-        later = ", a later version more" if target.runtime == "tensorrt" and target.kind == "gpu" else ""
-        message = f"has opset {view.opset}; {title} {target.tensorrt} documents up to {newest}{later}"
+        # A Jetson's release of TensorRT is JetPack's; on another GPU it is a matter of installing one.
+        later = ", a later version more" if target.full_tensorrt is not None and target.jetpack is None else ""
+        message = f"has opset {view.opset}; {target.library} documents up to {newest}{later}"
         yield Violation(rule="opset", node="the graph", message=message)
-
-
-def newest_opset(target: Target) -> int:
-    """The newest opset that the parser of `target`'s stack documents, as far as the catalogue knows."""
-    rows = packaged()
-    if target.runtime == "tensorrt-rtx":
-        return rows.rtx.opset_max
-    stack = rows.stack_of(target.jetpack) if target.jetpack else None
-    if stack is not None:
-        return stack.opset_max
-    own = version_key(target.tensorrt or "0")
-    return max((row.opset_max for row in rows.jetpacks.values() if version_key(row.tensorrt) <= own), default=target.opset)
 
 
 def operator_in_tensorrt(view: View, node: ir.Node, target: Target) -> Iterator[Violation]:

@@ -23,7 +23,7 @@ from vitexport.legality.view import (
     readers,
 )
 from vitexport.targets import Target
-from vitexport.targets.rows import packaged
+from vitexport.targets.opsets import refuses_float32_products
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 MATRIX_PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
@@ -150,7 +150,7 @@ def _is_softmax(view: View, operand: ir.Value | None) -> bool:
 
 def float32_product(view: View, node: ir.Node, target: Target) -> Iterator[Violation]:
     """TensorRT-RTX on Turing has no float32 matrix product."""
-    if target.runtime != "tensorrt-rtx" or packaged().rtx.fp32_refused.keys().isdisjoint(target.compute_capabilities):
+    if not refuses_float32_products(target):
         return
     types = {view.dtype(value) for value in node.inputs[:2]}
     if node.op_type in MATRIX_PRODUCTS and node.domain in STANDARD and ir.DataType.FLOAT in types:

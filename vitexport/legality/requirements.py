@@ -1,4 +1,4 @@
-"""The least release of ONNX Runtime, or of TensorRT, that runs a graph which vitexport wrote."""
+"""The least release of ONNX Runtime that runs a graph which vitexport wrote."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import onnx_ir as ir
 
 from vitexport.errors import ToolchainError
 from vitexport.legality.operators import MICROSOFT
-from vitexport.targets import Target
-from vitexport.targets.rows import packaged
 from vitexport.targets.target import version_key
 
 # The least ONNX Runtime by opset. ONNX Runtime's table (onnxruntime.ai/docs/reference/compatibility.html) says from which
@@ -35,9 +33,6 @@ ATTENTION_BIAS, BIASED_ATTENTION = 5, "1.20"
 # LayerNormalization of float16 is computed as the function of its opset, whose ReduceMean 1.16 refuses from opset 18 on; the
 # oldest release that was tried with one of opset 17 is 1.15. Q/DQ with float16 scales came with opset 19.
 FLOAT16_LAYERNORM: Mapping[bool, str] = {False: "1.15", True: "1.17"}
-LAYERNORM_TENSORRT = (8, 6)
-STRONG_TENSORRT = (10, 0)
-HELD_LAYERS_TENSORRT = (8, 4)
 
 
 def least_onnx_runtime(model: ir.Model) -> str:
@@ -61,27 +56,6 @@ def _onnx_runtimes(model: ir.Model) -> Iterator[str]:
                 yield BIASED_ATTENTION
         elif node.op_type == "LayerNormalization" and node.outputs[0].dtype == ir.DataType.FLOAT16:
             yield FLOAT16_LAYERNORM[opset >= 18]
-
-
-def least_tensorrt(model: ir.Model, target: Target, *, held_layers: bool) -> str:
-    """The oldest TensorRT of the catalogue from which the engine of `model` can be built, for example ``8.6.2``.
-
-    Args:
-        model: What ships.
-        target: Of full TensorRT, or of TensorRT-RTX, of which the catalogue has one version.
-        held_layers: Whether single layers have to be held in FP32.
-    """
-    rows = packaged()
-    if target.runtime == "tensorrt-rtx":
-        return rows.rtx.version
-    needed = [STRONG_TENSORRT] if target.typing == "strong" else []
-    needed += [HELD_LAYERS_TENSORRT] if held_layers else []
-    if any(node.op_type == "LayerNormalization" for node in model.graph.all_nodes()):
-        needed.append(LAYERNORM_TENSORRT)
-    stacks = [row.tensorrt for row in rows.jetpacks.values() if row.opset_max >= _opset(model)]
-    fit = [version for version in stacks if all(version_key(version) >= least for least in needed)]
-    # The target's own fits, whatever the catalogue's Jetsons carry.
-    return min([*fit, *([target.tensorrt] if target.tensorrt else [])], key=version_key)
 
 
 def _opset(model: ir.Model) -> int:

@@ -1,4 +1,4 @@
-"""A shipped graph enters; the one file that an application needs, held against the Python preprocessing, leaves beside it.
+"""Put the preprocessing into the graph that ships: one file for an application, compared with the Python preprocessing.
 
 ``model.app.onnx`` takes the picture, uint8 [batch, any height, any width, 3], and names the classes; labels, preprocessing
 and provenance are in its metadata. Where it does not do what the bundle does in Python, it does not ship. For a model of two
@@ -13,16 +13,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitexport.artifacts import BINARY_NAMES, OnnxModel, Outputs, OutputSpec, answer_of, data_file, is_binary
+from vitexport.artifacts import (
+    BINARY_NAMES,
+    ModelSource,
+    OnnxModel,
+    Outputs,
+    OutputSpec,
+    Precision,
+    answer_of,
+    data_file,
+    is_binary,
+)
 from vitexport.errors import ToolchainError
 from vitexport.machine import library_versions
-from vitexport.pipeline.stages import EMBEDDING, is_foreign
-from vitexport.pipeline.work import Work
-from vitexport.preprocess import ImageLike, preprocess
+from vitexport.pipeline.prepare import Prepared
+from vitexport.pipeline.request import BuildRequest
+from vitexport.pipeline.session import Session
+from vitexport.pipeline.stages import EMBEDDING
+from vitexport.preprocess import ImageLike, PreprocessSpec, preprocess
 from vitexport.report import Check, at_least, at_most, skipped
-from vitexport.rewrites import InPlacePass, apply, load, remove, save, session
+from vitexport.rewrites import InPlacePass, apply, remove, save
+from vitexport.rewrites import session as open_session
 from vitexport.rewrites.embed_preprocess import EmbedPreprocess, preprocess_model
 from vitexport.rewrites.rank_classes import RankClasses
 from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
@@ -47,6 +61,7 @@ class Embedded:
 
     Attributes:
         onnx: The file; None where it was refused.
+        graph: In it.
         checks: What it was held against.
         figures: JSON values for the report: errors, size, and times of the preprocessing, and of the model where it runs.
         notes: Sentences for the report.
@@ -56,58 +71,50 @@ class Embedded:
     checks: tuple[Check, ...]
     figures: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    graph: ir.Model | None = None
 
 
-def embed(work: Work, shipped: OnnxModel) -> Embedded:
-    """Write ``model.app.onnx`` beside `shipped`, and hold it against it."""
-    work.progress.begin(EMBEDDING)
-    with work.watch.stage("embed"):
+def embed(request: BuildRequest, prepared: Prepared, session: Session, shipped: OnnxModel, graph: ir.Model) -> Embedded:
+    """Write ``model.app.onnx`` beside `shipped`, whose graph is `graph`, and compare both."""
+    session.progress.begin(EMBEDDING)
+    with session.watch.stage("embed"):
         if data_file(shipped.path).exists():
             reason = "the weights need more than the 2 GB that one ONNX file holds; use `precision=int8` or a smaller model"
             return Embedded(onnx=None, checks=(skipped("picture_mean", reason),), figures={})
-        onnx, outputs = _write(work, shipped)
-        return _judge(work, shipped, onnx, outputs)
+        scores, count = answer_of(prepared.source.outputs), request.top_indices
+        model = graph.clone()
+        steps: list[InPlacePass] = [EmbedPreprocess(prepared.source.preprocess)]
+        if scores is not None and scores.kind != "values" and count != 0:
+            steps.append(RankClasses(scores, TOP_INDICES if count is None else count))
+        apply(model, *steps)
+        model.metadata_props.update(_metadata(prepared, request.threshold, shipped.precision))
+        path = session.folder / APP_FILE
+        save(model, path)
+        onnx = OnnxModel.of(path, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
+        return _judged(prepared, shipped, onnx, model)
 
 
-def _write(work: Work, shipped: OnnxModel) -> tuple[OnnxModel, dict[str, list[int]]]:
-    """The file, and the shape of each of its outputs for one picture."""
-    source = work.prepared.source
-    model = load(shipped.path)
-    steps: list[InPlacePass] = [EmbedPreprocess(source.preprocess)]
-    scores, count = answer_of(source.outputs), work.request.top_indices
-    if scores is not None and scores.kind != "values" and count != 0:
-        steps.append(RankClasses(scores, TOP_INDICES if count is None else count))
-    apply(model, *steps)
-    model.metadata_props.update(_metadata(work, shipped))
-    path = work.folder / APP_FILE
-    save(model, path)
-    onnx = OnnxModel.of(path, opset=shipped.opset, batch=shipped.batch, precision=shipped.precision)
-    shapes = {str(output.name): output.shape for output in model.graph.outputs}
-    return onnx, {name: [int(str(size)) for size in tuple(shape or ())[1:]] for name, shape in shapes.items()}
-
-
-def _metadata(work: Work, shipped: OnnxModel) -> dict[str, str]:
+def _metadata(prepared: Prepared, threshold: float, precision: Precision) -> dict[str, str]:
     """What somebody who has only the file needs to know, each entry one JSON value."""
-    prepared = work.prepared
     entries = {
         "task": prepared.source.task,
-        "threshold": work.request.threshold,
+        "threshold": threshold,
         "labels": prepared.labels or (BINARY_NAMES if is_binary(prepared.source.outputs) else None),
         "preprocess": prepared.source.preprocess.to_json(),
         "model": prepared.source.to_json(),
-        "precision": shipped.precision,
+        "precision": precision,
         "target": prepared.target.id,
         "versions": library_versions(),
     }
     return {f"vitexport.{key}": json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in entries.items()}
 
 
-def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str, list[int]]) -> Embedded:
-    spec = work.prepared.source.preprocess
+def _judged(prepared: Prepared, shipped: OnnxModel, onnx: OnnxModel, graph: ir.Model) -> Embedded:
+    spec, count = prepared.source.preprocess, shipped.batch.minimum
     pictures = odd_pictures(spec)
     alone = preprocess_model(spec, output="pixels", opset=shipped.opset)
     apply(alone, EmbedPreprocess(spec))
-    pixels = session(alone)
+    pixels = open_session(alone)
     error = compare_pictures(pictures, spec, lambda picture: _first(pixels.tensors(picture[None])))
     checks = list(error.checks)
     figures: dict[str, Any] = {
@@ -116,24 +123,31 @@ def _judge(work: Work, shipped: OnnxModel, onnx: OnnxModel, outputs: Mapping[str
         "pictures": error.pictures,
         "worst": error.worst,
         "onnx_bytes": onnx.size,
-        "outputs": dict(outputs),
+        "outputs": {str(output.name): _sizes(output) for output in graph.graph.outputs},
     }
     plain, app = (OnnxRuntimeBackend(path) for path in (shipped.path, onnx.path))
     try:
         # Both compute in one arithmetic, whichever this machine has for the target's integers.
-        checks.append(_outputs_check(work, plain, app, pictures))
+        checks.append(_outputs_check(prepared.source, plain, app, pictures, count))
     except ToolchainError as error:
-        if not is_foreign(work.prepared.target):
+        if not prepared.stack.is_foreign:
             raise
-        checks.append(skipped("picture_outputs", f"for {work.prepared.target.name} only: {error}"))
-        figures["latency"], note = _cost(work, pixels)
+        checks.append(skipped("picture_outputs", f"for {prepared.target.name} only: {error}"))
+        figures["latency"], note = _cost(spec, count, pixels)
     else:
-        figures["latency"], note = _cost(work, pixels, plain, app)
+        figures["latency"], note = _cost(spec, count, pixels, plain, app)
+    where = f", on the machine of the build, not in {prepared.target.name}" if prepared.stack.is_foreign else ""
+    note = f"{note} (medians of one run, {pixels.description}{where})."
     if any(check.status == "failed" for check in checks):
         remove(onnx.path)
         refused = f"{APP_FILE} was refused and is not in the bundle: it does not do what the bundle does in Python."
         return Embedded(onnx=None, checks=tuple(checks), figures=figures, notes=(refused,))
-    return Embedded(onnx=onnx, checks=tuple(checks), figures=figures, notes=(note,))
+    return Embedded(onnx=onnx, checks=tuple(checks), figures=figures, notes=(note,), graph=graph)
+
+
+def _sizes(output: ir.Value) -> list[int]:
+    """The shape of an output for one picture."""
+    return [int(str(size)) for size in tuple(output.shape or ())[1:]]
 
 
 def _first(results: list[NDArray[Any]]) -> NDArray[np.float32]:
@@ -142,10 +156,10 @@ def _first(results: list[NDArray[Any]]) -> NDArray[np.float32]:
 
 
 def _outputs_check(
-    work: Work, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pictures: Mapping[str, ImageLike]
+    source: ModelSource, plain: OnnxRuntimeBackend, app: OnnxRuntimeBackend, pictures: Mapping[str, ImageLike], count: int
 ) -> Check:
-    """The same pictures through both files: the same class first, the same values, or outputs that point the same way."""
-    outputs, spec, count = work.prepared.source.outputs, work.prepared.source.preprocess, work.request.batch.minimum
+    """The same pictures, `count` at a time, through both files: the same class first, or values that hardly differ."""
+    outputs, spec = source.outputs, source.preprocess
     expected, seen = [], []
     for picture in pictures.values():
         expected.append(plain.run(np.repeat(preprocess(picture, spec)[None], count, axis=0)))
@@ -178,10 +192,13 @@ def _stack(results: list[Outputs], name: str) -> NDArray[np.float32]:
 
 
 def _cost(
-    work: Work, pixels: OnnxRuntimeBackend, plain: OnnxRuntimeBackend | None = None, app: OnnxRuntimeBackend | None = None
+    spec: PreprocessSpec,
+    count: int,
+    pixels: OnnxRuntimeBackend,
+    plain: OnnxRuntimeBackend | None = None,
+    app: OnnxRuntimeBackend | None = None,
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """One photograph of 640 x 480 through both ways, in turn in one run; without the model where this machine has none."""
-    spec, count = work.prepared.source.preprocess, work.request.batch.minimum
     picture = typical_picture(spec)
     prepared = np.repeat(preprocess(picture, spec)[None], count, axis=0)
     array = np.repeat(np.asarray(picture)[None], count, axis=0)
@@ -202,5 +219,4 @@ def _cost(
         note += (
             f"; the model takes {took['model with']:.2f} ms from the picture, {took['model without']:.2f} ms from its pixels"
         )
-    where = f", on the machine of the build, not in {work.prepared.target.name}" if is_foreign(work.prepared.target) else ""
-    return timing.figures, f"{note} (medians of one run, {pixels.description}{where})."
+    return timing.figures, note

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from vitexport import stacks
 from vitexport.artifacts import Progress, silent
 from vitexport.bundle import Bundle
 from vitexport.errors import ToolchainError, missing
@@ -42,7 +43,7 @@ def run(request: BuildRequest, progress: Progress = silent) -> tuple[Bundle, Rep
         VitexportError: With nothing left behind. A check that fails is no error: the bundle is written and says so.
     """
     target, precisions = prepare.refuse_early(request)
-    stages = Stages(stages_of(request, target, precisions), progress)
+    stages = Stages(stages_of(request, stacks.of(target), precisions), progress)
     stages.begin(LOADING)
     result: tuple[Bundle, Report] = _import_build().run(request, stages)
     return result

@@ -12,9 +12,11 @@ import numpy as np
 
 from vitexport import bundle as bundles
 from vitexport import source as sources
+from vitexport import stacks
 from vitexport.annotations import Truth, open_validation
 from vitexport.artifacts import (
     DEFAULT_THRESHOLD,
+    BatchRange,
     ModelSource,
     Precision,
     Product,
@@ -33,8 +35,8 @@ from vitexport.pipeline.request import BuildRequest, Plan
 from vitexport.preprocess import PreprocessSpec
 from vitexport.quantize.settings import QuantSettings, check_placement
 from vitexport.roofline import WEIGHT_BYTES, Prediction, predict
-from vitexport.runtime.backends.tensorrt_api import is_installed, missing_library
 from vitexport.source.request import channels_asked
+from vitexport.stacks import Stack
 from vitexport.targets import Finding, ModelFacts, Target, findings, resolve_all, with_opset
 from vitexport.validate.plausibility import check_expectation
 
@@ -55,7 +57,9 @@ _CHANNELS = {1: ", grey", 3: ""}
 class Prepared:
     """What the cheap steps found; the slow ones start from here."""
 
-    target: Target
+    stack: Stack
+    batch: BatchRange
+    threshold: float
     out: Path
     precisions: tuple[Precision, ...]
     model: sources.LiveModel
@@ -69,6 +73,11 @@ class Prepared:
     settings: QuantSettings
     replay: Replay | None
     findings: tuple[Finding, ...]
+
+    @property
+    def target(self) -> Target:
+        """What is built for."""
+        return self.stack.target
 
 
 class _Problems:
@@ -204,7 +213,9 @@ def prepare(request: BuildRequest) -> Prepared:
     notes += _image_findings(calibration, evaluation)
     notes += _unchecked_names(request, loaded[1])
     return Prepared(
-        target=target,
+        stack=stacks.of(target),
+        batch=request.batch,
+        threshold=request.threshold,
         out=out,
         precisions=precisions,
         model=loaded[0],
@@ -231,24 +242,25 @@ def _arguments(request: BuildRequest, problems: _Problems) -> tuple[Target | Non
         if (opset := request.opset) is not None:
             resolved = problems.attempt(lambda: with_opset(resolved, opset, precisions)) or resolved
             target = resolved
-        if resolved.runtime == "tensorrt-rtx" and not is_installed("tensorrt-rtx"):
-            problems.errors.append(missing_library("tensorrt-rtx", f"Compiling the engine for {resolved.name}"))
+        if (missing := stacks.of(resolved).missing()) is not None:
+            problems.errors.append(missing)
         out = request.out or Path(default_name(_called(request), resolved))
         problems.attempt(lambda: bundles.check_output(out, force=request.force))
     else:
         out = request.out or Path()
     if request.precision == "int8" and request.calibration is None:
         problems.errors.append(UsageError("Precision int8 needs real images to choose its ranges from: give `calibration`."))
-    if target is not None:
-        cpu = target.cpu
-        problems.attempt(lambda: check_placement(request.quantization.placement, cpu))
+    stack = stacks.of(target) if target is not None else None
+    if stack is not None:
+        arithmetic = stack.arithmetic
+        problems.attempt(lambda: check_placement(request.quantization.placement, arithmetic))
     if request.calibration_size < 1:
         problems.errors.append(UsageError(f"Calibration size {request.calibration_size} is refused; use 32 or more."))
-    if request.embed_preprocess and target is not None and target.kind != "cpu":
+    if request.embed_preprocess and stack is not None and not stack.may_take_pictures:
         problems.errors.append(
             UsageError(
-                f"`embed_preprocess` is for ONNX Runtime; {target.name} runs {target.runtime}, which resizes no picture. "
-                "Leave it out; vitexport triton puts the preprocessing in front of the engine."
+                f"`embed_preprocess` is for ONNX Runtime; {stack.target.name} runs {stack.target.runtime}, which resizes no "
+                "picture. Leave it out; vitexport triton puts the preprocessing in front of the engine."
             )
         )
     problems.attempt(request.budget.check)
@@ -512,8 +524,8 @@ def _replay(
         )
     replay = problems.attempt(lambda: read_recipe(file))
     if replay is not None and target is not None:
-        followed, device = replay, target
-        problems.attempt(lambda: followed.check_target(device))
+        followed, stack = replay, stacks.of(target)
+        problems.attempt(lambda: followed.check_stack(stack))
     if replay is not None and calibration is not None:
         kept, images = replay, calibration
         problems.attempt(lambda: kept.check_images(images))
@@ -583,12 +595,8 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
     if "int8" in precisions and calibration is not None:
         steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")
-    if target.typing == "strong" and ("fp16" in precisions or "int8" in precisions):
-        steps.append("bake float16 into the graph")
-    if target.runtime == "tensorrt-rtx":
-        steps.append(f"compile a TensorRT-RTX engine for compute capability {', '.join(target.compute_capabilities)}")
-    elif target.runtime == "tensorrt":
-        steps.append(f"write the recipe for TensorRT {target.tensorrt}; the engine is built on the device")
+    stack = stacks.of(target)
+    steps += stack.steps(precisions)
     how = _FIGURES[source.task] if source is not None else "agreement"
     where = f"unlabelled images, by {how}"
     if data is not None:
@@ -596,9 +604,9 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     elif request.data is not None:
         where = f"the labelled images in {request.data}: see the problem below"
     steps.append(f"validate {' and '.join(precisions)} against PyTorch on {where}")
-    if target.kind == "cpu" and not target.app:
+    if stack.is_timed:
         steps.append("time it beside PyTorch")
-    if request.embeds(target):
+    if request.embeds(stack):
         steps.append("put the preprocessing into a graph of its own, and hold it against Pillow's")
     steps.append(f"write the bundle {out}")
     return tuple(steps)

@@ -10,8 +10,9 @@ from typing import Any
 
 from vitexport.datasets import ImageSet
 from vitexport.errors import InputError, UsageError
+from vitexport.quantize.arithmetic import TENSORRT
 from vitexport.quantize.settings import QuantSettings
-from vitexport.targets import Target
+from vitexport.stacks import Stack
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +31,17 @@ class Replay:
     arithmetic: str
     images: Mapping[str, str]
 
-    def check_target(self, target: Target) -> None:
-        """Hold the arithmetic of `target` against that of the earlier build.
+    def check_stack(self, stack: Stack) -> None:
+        """Compare the arithmetic of `stack` with that of the earlier build.
 
         Raises:
             InputError: It is another one, so that other numbers would come out.
         """
-        cpu, own = target.cpu, _arithmetic("tensorrt", 8, "int8")
-        if cpu is not None:
-            own = _arithmetic("onnxruntime-cpu", cpu.weight_bits, cpu.activation)
+        own = str(stack.arithmetic)
         if own != self.arithmetic:
             raise InputError(
-                f"The recipe was made for {self.arithmetic}, and {target.name} computes {own}. Give the target of that "
-                "build, or build without `recipe`."
+                f"The recipe was made for {self.arithmetic}, and {stack.target.name} computes {own}. Give the target of "
+                "that build, or build without `recipe`."
             )
 
     def check_layers(self, names: Collection[str]) -> None:
@@ -99,4 +98,4 @@ def read_recipe(path: Path) -> Replay:
 
 
 def _arithmetic(kind: Any, weight_bits: Any, activation: Any) -> str:
-    return str(kind) if kind == "tensorrt" else f"{kind} with {weight_bits}-bit weights and {activation} activations"
+    return str(TENSORRT) if kind == TENSORRT.name else f"{kind} with {weight_bits}-bit weights and {activation} activations"

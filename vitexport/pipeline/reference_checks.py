@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitexport.artifacts import OutputSpec
+from vitexport.artifacts import ModelSource
 from vitexport.datasets import ImageSet
-from vitexport.pipeline.work import Reference, Work
-from vitexport.preprocess import normalize
+from vitexport.pipeline.prepare import Prepared
+from vitexport.pipeline.reference import Reference
+from vitexport.pipeline.request import BuildRequest
+from vitexport.pipeline.session import Session
 from vitexport.report import Check, skipped
 from vitexport.validate import alternatives, class_order, plausibility
 from vitexport.validate.reference import reference_outputs
@@ -24,14 +26,16 @@ MORE_SECONDS, MORE_SHARE_OF_REFERENCE = 60.0, 1.0
 WHOSE = "PyTorch's"
 
 
-def reference_checks(work: Work, reference: Reference) -> tuple[list[Check], dict[str, Any]]:
+def reference_checks(
+    request: BuildRequest, prepared: Prepared, reference: Reference, session: Session
+) -> tuple[list[Check], dict[str, Any]]:
     """Judge PyTorch's outputs by the pictures themselves.
 
     Returns:
         The checks: none for a model that names no classes, or whose weights are untrained and no labels are there. And
         their figures for the report.
     """
-    source = work.prepared.source
+    source = prepared.source
     spec = plausibility.classifier_output(source.outputs)
     if spec is None:
         return [], {}
@@ -40,7 +44,7 @@ def reference_checks(work: Work, reference: Reference) -> tuple[list[Check], dic
         return ([skipped(plausibility.NAME, reason)] if reference.truth is not None else []), {}
     if images is None:
         return [skipped(plausibility.NAME, "no pictures of your own were given (`data`)")], {}
-    if constant := _constant_input(work, reference, images):
+    if constant := _constant_input(reference, images):
         return [constant], {}
     scores, labels = reference.outputs[spec.name], images.labels
     if labels is None:
@@ -52,21 +56,20 @@ def reference_checks(work: Work, reference: Reference) -> tuple[list[Check], dic
     figures: dict[str, Any] = {"order_that_fits": list(names)} if names is not None else {}
     if order.status == "failed":
         checks.append(skipped(alternatives.NAME, "the order of the classes has to be right first"))
-    elif not _is_untouched(work):
-        choice, tried = _alternatives(work, images, scores.argmax(axis=1), spec)
+    elif not _is_untouched(request, source):
+        choice, tried = _alternatives(prepared, session, images, scores.argmax(axis=1), spec.name)
         checks.append(choice)
         figures["other_preprocessings"] = tried
     return checks, figures
 
 
-def expectation(work: Work, figures: Mapping[str, Any]) -> list[Check]:
+def expectation(percent: float | None, figures: Mapping[str, Any]) -> list[Check]:
     """Whether PyTorch and what ships reach the top-1 that the user knows of; none if nothing is known.
 
     Args:
-        work: The build.
+        percent: What the user knows.
         figures: Of the chosen candidate against PyTorch.
     """
-    percent = work.request.expect_top1
     if percent is None:
         return []
     if "reference_top1" not in figures:
@@ -75,12 +78,11 @@ def expectation(work: Work, figures: Mapping[str, Any]) -> list[Check]:
     return [plausibility.expected_top1(percent, measured, int(figures["images"]))]
 
 
-def _constant_input(work: Work, reference: Reference, images: ImageSet) -> Check | None:
+def _constant_input(reference: Reference, images: ImageSet) -> Check | None:
     if len({file.sha256 for file in images.files}) < len(images.files):
         # Copies are the same whatever preprocesses them.
         return None
-    spec = work.prepared.source.preprocess
-    return plausibility.constant_input(normalize(reference.golden_pixels, spec), spec)
+    return plausibility.constant_input(reference.golden_images, reference.spec)
 
 
 def _answers(images: ImageSet, predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> class_order.Answers:
@@ -88,26 +90,24 @@ def _answers(images: ImageSet, predicted: NDArray[np.int64], labels: NDArray[np.
     return class_order.Answers(predicted=predicted, labels=labels, names=images.classes or (), folders=folders)
 
 
-def _is_untouched(work: Work) -> bool:
+def _is_untouched(request: BuildRequest, source: ModelSource) -> bool:
     """Whether the weights are pretrained ones of a library, fed as it says; its authors measured them so."""
-    model = work.request.model
+    model = request.model
     changes = (model.mean, model.std, model.crop_pct, model.interpolation)
-    return work.prepared.source.weights.startswith("pretrained:") and all(change is None for change in changes)
+    return source.weights.startswith("pretrained:") and all(change is None for change in changes)
 
 
 def _alternatives(
-    work: Work, images: ImageSet, predicted: NDArray[np.int64], spec: OutputSpec
+    prepared: Prepared, session: Session, images: ImageSet, predicted: NDArray[np.int64], output: str
 ) -> tuple[Check, dict[str, Any]]:
-    prepared = work.prepared
-
     def run(batch: NDArray[np.float32]) -> NDArray[np.int64]:
         outputs = reference_outputs(prepared.model, prepared.source.outputs, batch)
-        result: NDArray[np.int64] = outputs[spec.name].argmax(axis=1)
+        result: NDArray[np.int64] = outputs[output].argmax(axis=1)
         return result
 
-    work.progress("trying other preprocessings")
-    with work.watch.stage("other preprocessings"):
-        took = sum(cost.seconds for cost in work.watch.costs if cost.name == "reference")
+    session.progress("trying other preprocessings")
+    with session.watch.stage("other preprocessings"):
+        took = sum(cost.seconds for cost in session.watch.costs if cost.name == "reference")
         shares = {
             "first": max(SECONDS, SHARE_OF_REFERENCE * took),
             "rest": max(MORE_SECONDS, MORE_SHARE_OF_REFERENCE * took),

@@ -11,6 +11,7 @@ from vitexport.datasets import ClassOrder
 from vitexport.quantize.settings import QuantSettings
 from vitexport.roofline import Prediction
 from vitexport.source.request import ModelRequest
+from vitexport.stacks import Stack
 from vitexport.targets import Finding, Target
 from vitexport.validate.budget import Budget
 
@@ -71,9 +72,9 @@ class BuildRequest:
     out: Path | None = None
     force: bool = False
 
-    def embeds(self, target: Target) -> bool:
+    def embeds(self, stack: Stack) -> bool:
         """Whether the bundle gets a model that takes the picture itself."""
-        return target.app if self.embed_preprocess is None else self.embed_preprocess
+        return stack.takes_pictures if self.embed_preprocess is None else self.embed_preprocess
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from vitexport.artifacts import ONNX_APP, Engine
-from vitexport.legality.requirements import least_onnx_runtime, least_tensorrt
-from vitexport.rewrites import load
+import onnx_ir as ir
+
+from vitexport.artifacts import Engine
+from vitexport.legality.requirements import least_onnx_runtime
+from vitexport.stacks.delivery import least_tensorrt
 from vitexport.targets import Target
 
-ONNX_ROLES = ("onnx", "onnx_float", ONNX_APP)
 
-
-def requirements(
-    folder: Path, artifacts: Mapping[str, str], target: Target, engine: Engine | None
-) -> dict[str, dict[str, Any]]:
+def requirements(graphs: Mapping[str, ir.Model], target: Target, engine: Engine | None) -> dict[str, dict[str, Any]]:
     """By role: the least ``onnxruntime``, with ``opset`` and ``ir_version``; of ``engine`` the library's least version."""
-    found: dict[str, dict[str, Any]] = {}
-    for role in ONNX_ROLES:
-        if role in artifacts:
-            graph = load(folder / artifacts[role])
-            found[role] = {
-                "onnxruntime": least_onnx_runtime(graph),
-                "opset": graph.opset_imports[""],
-                "ir_version": graph.ir_version,
-            }
+    found: dict[str, dict[str, Any]] = {
+        role: {
+            "onnxruntime": least_onnx_runtime(graph),
+            "opset": graph.opset_imports[""],
+            "ir_version": graph.ir_version,
+        }
+        for role, graph in graphs.items()
+    }
     if engine is not None:
         held = bool(engine.recipe.fp32_layers)
-        found["engine"] = {engine.library: least_tensorrt(load(folder / artifacts["onnx"]), target, held_layers=held)}
+        found["engine"] = {engine.library: least_tensorrt(graphs["onnx"], target, held_layers=held)}
     return found

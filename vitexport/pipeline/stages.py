@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vitexport.artifacts import Precision, Progress
 from vitexport.pipeline.request import BuildRequest
-from vitexport.targets import Target, machine_cpu, misfit
+from vitexport.stacks import Stack
 
 LOADING = "loading the model"
 EXPORTING = "exporting to ONNX"
@@ -16,41 +16,21 @@ EMBEDDING = "putting the preprocessing into a graph"
 WRITING = "writing the bundle"
 
 
-def lacks_integers(target: Target) -> bool:
-    """Whether the target is a CPU whose integer operators this machine cannot run."""
-    return target.kind == "cpu" and misfit(target, machine_cpu(), precision="int8") is not None
-
-
-def is_foreign(target: Target) -> bool:
-    """Whether times of this machine say nothing of the target, where that is a CPU."""
-    return target.app or lacks_integers(target)
-
-
-def is_timed(target: Target) -> bool:
-    """Whether the build times its candidates here."""
-    return target.kind == "cpu" and not is_foreign(target)
-
-
 def trying(precision: Precision) -> str:
     """The stage that makes a candidate and judges it."""
     return f"making and validating {precision}"
 
 
-def delivering(target: Target) -> str:
-    """The stage that makes the engine, or says how."""
-    return f"compiling the engine for {target.name}" if target.engine_here else "writing the engine's recipe"
-
-
-def stages_of(request: BuildRequest, target: Target, precisions: Sequence[Precision]) -> tuple[str, ...]:
+def stages_of(request: BuildRequest, stack: Stack, precisions: Sequence[Precision]) -> tuple[str, ...]:
     """What a build does, in order."""
     return (
         LOADING,
         EXPORTING,
         REFERENCE,
         *map(trying, precisions),
-        *([TIMING] if is_timed(target) else []),
-        *([delivering(target)] if target.typing is not None else []),
-        *([EMBEDDING] if request.embeds(target) else []),
+        *([TIMING] if stack.is_timed else []),
+        *([stack.delivering] if stack.delivering is not None else []),
+        *([EMBEDDING] if request.embeds(stack) else []),
         WRITING,
     )
 

@@ -1,4 +1,4 @@
-"""A float `OnnxModel`, calibration images and settings enter; the integers of every layer, and how sensitive it is, leave.
+"""Choose the integers of every layer from a float graph and calibration images, and say how sensitive each layer is.
 
 observe → find and choose folds → fold them into a float graph of the same function → ranges → rounding.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +15,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from vitexport.artifacts import OnnxModel, Outputs, Progress
+from vitexport.artifacts import Outputs, Progress
 from vitexport.datasets import ImageSet
 from vitexport.errors import NothingToQuantizeError, UsageError
 from vitexport.preprocess import PreprocessSpec, normalize
+from vitexport.quantize.arithmetic import Arithmetic
 from vitexport.quantize.degrade import degraded
 from vitexport.quantize.equalize import (
     Equalization,
@@ -35,18 +35,15 @@ from vitexport.quantize.place import Point, Site, attention_points, find_sites, 
 from vitexport.quantize.ranges import Range, Values, choose_range
 from vitexport.quantize.round import Quantizer, quantize_weight, quantize_weight_gptq
 from vitexport.quantize.settings import QuantSettings, check_placement
-from vitexport.rewrites import apply, copy, load, remove, save, session
+from vitexport.rewrites import apply, session
 from vitexport.rewrites.fold_channels import ChannelFold, FoldChannels
 from vitexport.rewrites.insert_qdq import QuantizedInput, QuantizedLinear
-from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend, available_threads
+from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import join
-from vitexport.targets import CpuArithmetic
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-FOLDED_NAME = "model.folded.onnx"
-OBSERVED_NAME = "model.observed.onnx"
 # Degraded copies make up half of what the ranges see, from at most this many images: their passes are the cost.
 DEGRADED_IMAGES = 128
 # Of the error of weights rounded to nearest, what compensated rounding leaves at the layers' outputs: 54 dB became 58 dB on
@@ -66,7 +63,7 @@ RESIDUAL_SQNR_DB = 40.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibrated:
-    """Everything that calibration decided; `vitexport.quantize.write` puts it into a graph.
+    """Everything that calibration decided; a stack puts it into a graph.
 
     Attributes:
         folded: The float graph that the integers belong to: the same function with other channels.
@@ -80,7 +77,7 @@ class Calibrated:
         unequalized: How many groups of layers could not be equalized without changing the float function.
     """
 
-    folded: Path
+    folded: ir.Model
     layers: tuple[QuantizedLinear, ...]
     inputs: tuple[QuantizedInput, ...]
     modules: Mapping[str, str]
@@ -95,25 +92,22 @@ class Calibration:
     """What calibration works on.
 
     Attributes:
-        model: The float model.
+        graph: The float model; it is not changed.
+        batch: How many images it takes in one call, at least.
         images: From where the model will work.
         spec: The model's preprocessing.
-        cpu: Arithmetic of a CPU target; None for TensorRT.
+        arithmetic: What the layers will be computed in.
         settings: How.
         progress: Told after each chunk.
     """
 
-    model: OnnxModel
+    graph: ir.Model
+    batch: int
     images: ImageSet
     spec: PreprocessSpec
-    cpu: CpuArithmetic | None
+    arithmetic: Arithmetic
     settings: QuantSettings
     progress: Progress
-
-    @property
-    def weight_bits(self) -> int:
-        """8, or 7 for a CPU whose 16-bit sums would saturate."""
-        return 8 if self.cpu is None else self.cpu.weight_bits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,7 +134,7 @@ class _Folds:
         return own + [change for fold, best in self.scores.items() for change in fold.changes(best.scale, best.shift)]
 
 
-def calibrate(work: Calibration, folder: Path) -> Calibrated:
+def calibrate(work: Calibration) -> Calibrated:
     """Observe, fold, choose ranges and round.
 
     Raises:
@@ -148,9 +142,9 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         UsageError: The settings do not go with the target.
         ToolchainError: ONNX Runtime or a rewrite fails.
     """
-    check_placement(work.settings.placement, work.cpu)
-    model = load(work.model.path)
-    sites = find_sites(model.graph, work.settings, convolutions=work.cpu is None)
+    check_placement(work.settings.placement, work.arithmetic)
+    model = work.graph
+    sites = find_sites(model.graph, work.settings, convolutions=work.arithmetic.convolutions)
     if not sites:
         raise NothingToQuantizeError(_nothing(work.settings))
     with threadpool_limits(1):
@@ -160,10 +154,12 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
         score_folds = find_score_folds(model, points, images) if work.settings.equalize else ()
         seen = _observe(work, model, [*_tensors(work, sites), *_results(score_folds)])
         share = 1.0 if work.settings.rounding == "nearest" else GPTQ_SHARE
-        chosen = _each(lambda fold: equalize(fold, seen.activations[fold.sites[0].activation], work.cpu, share), folds)
-        scores = _scores(work, model, score_folds, seen, folder)
+        chosen = _each(
+            lambda fold: equalize(fold, seen.activations[fold.sites[0].activation], work.arithmetic, share), folds
+        )
+        scores = _scores(work, model, score_folds, seen)
         wanted = _Folds(layers=dict(zip(folds, chosen, strict=True)), scores=scores)
-        model, path, kept = _equalized(work, model, wanted, seen, folder)
+        model, kept = _equalized(work, model, wanted, seen)
         equalizations = {site.node: equalization for fold, equalization in kept.layers.items() for site in fold.sites}
         original = {site.node: site.activation for site in sites}
         groups = _groups(work, model, {node: seen.activations[name] for node, name in original.items()}, equalizations)
@@ -174,7 +170,7 @@ def calibrate(work: Calibration, folder: Path) -> Calibrated:
     inputs, input_db = _inputs(work, model)
     group_of = {point.node: point.group for point in points}
     return Calibrated(
-        folded=path,
+        folded=model,
         layers=tuple(layer for layer, _ in results),
         inputs=inputs,
         modules=modules,
@@ -247,7 +243,7 @@ def _observe(work: Calibration, model: ir.Model, tensors: Sequence[Tensor]) -> O
 
 def _batches(work: Calibration) -> Iterator[Batch]:
     """All images as they are, then degraded copies of some, spread evenly."""
-    count, size = len(work.images.files), work.model.batch.minimum
+    count, size = len(work.images.files), work.batch
     worse = _copies(work, count)
     for numbers, spoil in ((range(count), False), ([index * count // worse for index in range(worse)], True)):
         rows = -(-ROWS // ((2 if worse else 1) * max(len(numbers), 1)))
@@ -271,28 +267,24 @@ def _copies(work: Calibration, count: int) -> int:
 def first_images(work: Calibration, start: int) -> NDArray[np.float32]:
     """The smallest batch that the graph takes, from image `start` on: float32 [n, 3, height, width]."""
     count = len(work.images.files)
-    numbers = [index % count for index in range(start, start + work.model.batch.minimum)]
+    numbers = [index % count for index in range(start, start + work.batch)]
     return normalize(work.images.pixels(work.spec, numbers), work.spec)
 
 
 def _scores(
-    work: Calibration, model: ir.Model, folds: Sequence[ScoreFold], seen: Observation, folder: Path
+    work: Calibration, model: ir.Model, folds: Sequence[ScoreFold], seen: Observation
 ) -> Mapping[ScoreFold, ScoreEqualization]:
     """How q is equalized against k; in no attention where something else reads q or k too, and would not take the scale."""
     chosen = _each(lambda fold: equalize_scores(fold, *(seen.activations[name] for name in fold.results)), folds)
     changes = [change for fold, best in zip(folds, chosen, strict=True) for change in fold.changes(best.scale, best.shift)]
     if not changes:
         return {}
-    path = _folded(work, model.clone(), changes, folder / OBSERVED_NAME)
-    exact = _difference(work, path, seen.first_outputs) <= FOLD_LIMIT
-    remove(path)
+    exact = _difference(work, _folded(model, changes), seen.first_outputs) <= FOLD_LIMIT
     return dict(zip(folds, chosen, strict=True)) if exact else {}
 
 
-def _equalized(
-    work: Calibration, model: ir.Model, wanted: _Folds, seen: Observation, folder: Path
-) -> tuple[ir.Model, Path, _Folds]:
-    """The float graph with as many of the folds as leave its function alone, its file, and those folds.
+def _equalized(work: Calibration, model: ir.Model, wanted: _Folds, seen: Observation) -> tuple[ir.Model, _Folds]:
+    """The float graph with as many of the folds as leave its function alone, and those folds.
 
     A v that something besides the projection reads cannot be scaled, and a network that amplifies float32's own rounding
     shows every change. All folds are tried first, then those that reach no further than the next node, then none.
@@ -301,30 +293,28 @@ def _equalized(
     attempts = [wanted, _Folds(layers=near, scores={})]
     for folds in attempts:
         changes = folds.changes()
-        folded = model.clone()
-        path = _folded(work, folded, changes, folder / FOLDED_NAME)
-        if not changes or _difference(work, path, seen.first_outputs) <= FOLD_LIMIT:
-            return folded, path, folds
-    return model, _folded(work, model, [], folder / FOLDED_NAME), _Folds(layers={}, scores={})
+        if not changes:
+            return model, folds
+        folded = _folded(model, changes)
+        if _difference(work, folded, seen.first_outputs) <= FOLD_LIMIT:
+            return folded, folds
+    return model, _Folds(layers={}, scores={})
 
 
-def _folded(work: Calibration, model: ir.Model, changes: Sequence[ChannelFold], path: Path) -> Path:
-    """`model`, changed, written to `path`."""
-    if changes:
-        apply(model, FoldChannels(changes))
-        save(model, path)
-    else:
-        copy(work.model.path, path)
-    return path
+def _folded(model: ir.Model, changes: Sequence[ChannelFold]) -> ir.Model:
+    """A copy of `model`, changed."""
+    folded = model.clone()
+    apply(folded, FoldChannels(changes))
+    return folded
 
 
-def _difference(work: Calibration, path: Path, before: Outputs) -> float:
+def _difference(work: Calibration, folded: ir.Model, before: Outputs) -> float:
     """Largest change of an output for the first images, as a share of its largest value; `before` is what the float graph
     computed.
 
     Infinite if the graph computes NaN.
     """
-    backend, size = OnnxRuntimeBackend(path, threads=1), work.model.batch.minimum
+    backend, size = session(folded, threads=1), work.batch
     count = min(-(-CHECKED_IMAGES // size) * size, *map(len, before.values()))
     after = join(_each(lambda start: backend.run(first_images(work, start)), range(0, count, size)))
     shares = [
@@ -350,7 +340,7 @@ def _groups(
         equalizations: By node, of those that have one.
     """
     members: dict[str, list[Site]] = {}
-    for site in find_sites(folded.graph, work.settings, convolutions=work.cpu is None):
+    for site in find_sites(folded.graph, work.settings, convolutions=work.arithmetic.convolutions):
         members.setdefault(site.activation, []).append(site)
     pairs = []
     for group in members.values():
@@ -366,18 +356,18 @@ def _group(work: Calibration, sites: tuple[Site, ...], activation: Activation, e
     rows = equalized_rows(activation, equalization)
 
     def error(limits: Range) -> float:
-        noise = Quantizer.covering(*limits, work.cpu)(rows) - rows
+        noise = Quantizer.covering(*limits, work.arithmetic)(rows) - rows
         # A Conv's rows are single values: the error of what it reads stands for that of what it computes.
         return float(sum(np.square(noise @ site.weight if site.per_channel else noise).mean() for site in sites))
 
-    limits = choose_range(values, work.settings.observer, symmetric=work.cpu is None, error=error)
-    quantizer = Quantizer.covering(*limits, work.cpu)
+    limits = choose_range(values, work.settings.observer, symmetric=work.arithmetic.symmetric, error=error)
+    quantizer = Quantizer.covering(*limits, work.arithmetic)
     return _Group(sites=sites, activation=activation, equalization=equalization, limits=limits, quantizer=quantizer)
 
 
 def _round(work: Calibration, group: _Group, site: Site) -> tuple[QuantizedLinear, float]:
     """The integers of one layer, and the SQNR of its own output in dB."""
-    bits = work.weight_bits
+    bits = work.arithmetic.weight_bits
     if work.settings.rounding == "nearest" or not site.per_channel:
         levels, scale = quantize_weight(site.weight, bits)
     else:
@@ -462,9 +452,9 @@ def _input(work: Calibration, activation: Activation) -> tuple[np.float32, float
     rows = activation.rows
 
     def error(limits: Range) -> float:
-        return float(np.square(Quantizer.covering(*limits, None)(rows) - rows).mean())
+        return float(np.square(Quantizer.covering(*limits, work.arithmetic)(rows) - rows).mean())
 
     values = Values.of(activation.histogram, np.ones(1), np.zeros(1))
     limits = choose_range(values, work.settings.observer, symmetric=True, error=error)
     share = error(limits) / max(float(np.square(rows).mean()), 1e-30)
-    return Quantizer.covering(*limits, None).scale, float(-10 * np.log10(max(share, 1e-30)))
+    return Quantizer.covering(*limits, work.arithmetic).scale, float(-10 * np.log10(max(share, 1e-30)))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vitexport.quantize.arithmetic import TENSORRT, Arithmetic
 from vitexport.quantize.fold import Fold, ScoreFold
 from vitexport.quantize.observe import Activation
 from vitexport.quantize.place import Site
 from vitexport.quantize.ranges import Values
 from vitexport.quantize.round import Quantizer, quantize_weight
 from vitexport.quantize.settings import DEFAULT_PERCENTILE
-from vitexport.targets import CpuArithmetic
 
 Vector = NDArray[np.float64]
 Vector32 = NDArray[np.float32]
@@ -53,20 +53,20 @@ class Equalization:
     strength: float
 
 
-def equalize(fold: Fold, activation: Activation, cpu: CpuArithmetic | None, weight_share: float) -> Equalization:
+def equalize(fold: Fold, activation: Activation, arithmetic: Arithmetic, weight_share: float) -> Equalization:
     """Choose for `fold` the strength with the least error at its layers' outputs, on the rows that were kept.
 
     Args:
         fold: Layers that read one activation.
         activation: What was seen of it.
-        cpu: Arithmetic of a CPU target; None for TensorRT.
+        arithmetic: What the layers are computed in.
         weight_share: Share of the error of weights rounded to nearest that the rounding in use leaves.
     """
     low, high = activation.histogram.percentile_range(CHANNEL_PERCENTILE)
     plain = np.ones(len(low))
     if fold.shifts_channels:
         shift = (low + high) / 2
-    elif fold.kind == "after" and cpu is None:
+    elif fold.kind == "after" and arithmetic.symmetric:
         shift = np.full(len(low), _one_sided_middle(activation))
     else:
         shift = np.zeros(len(low))
@@ -80,7 +80,7 @@ def equalize(fold: Fold, activation: Activation, cpu: CpuArithmetic | None, weig
     rows = activation.rows - shift.astype(np.float32)
     powers = [float(np.square(rows @ site.weight).sum()) for site in fold.sites]
     errors = [
-        output_error(fold.sites, powers, activation, candidate, cpu=cpu, weight_share=weight_share)
+        output_error(fold.sites, powers, activation, candidate, arithmetic=arithmetic, weight_share=weight_share)
         for candidate in candidates
     ]
     return candidates[int(np.argmin(errors))]
@@ -109,7 +109,7 @@ def output_error(  # noqa: PLR0913 - what a layer's error depends on
     activation: Activation,
     chosen: Equalization,
     *,
-    cpu: CpuArithmetic | None,
+    arithmetic: Arithmetic,
     weight_share: float,
 ) -> float:
     """Noise power over signal power at the layers' outputs, summed over `sites`.
@@ -122,18 +122,17 @@ def output_error(  # noqa: PLR0913 - what a layer's error depends on
         powers: Of each layer's output on the kept rows: the sum of its squares.
         activation: What they read.
         chosen: Scale and shift.
-        cpu: Arithmetic of a CPU target; None for TensorRT.
+        arithmetic: What the layers are computed in.
         weight_share: As for `equalize`.
     """
     values = Values.of(activation.histogram, chosen.scale, chosen.shift)
     low, high = values.percentile_range(DEFAULT_PERCENTILE)
     rows = equalized_rows(activation, chosen)
-    noise = Quantizer.covering(low, high, cpu)(rows) - rows
-    bits = 8 if cpu is None else cpu.weight_bits
+    noise = Quantizer.covering(low, high, arithmetic)(rows) - rows
     total = 0.0
     for site, power in zip(sites, powers, strict=True):
         weight = (site.weight * chosen.scale[:, None]).astype(np.float32)
-        levels, steps = quantize_weight(weight, bits)
+        levels, steps = quantize_weight(weight, arithmetic.weight_bits)
         of_weights = np.square(rows @ (levels * steps - weight)).sum()
         total += float((np.square(noise @ weight).sum() + weight_share * of_weights) / max(power, 1e-30))
     return total
@@ -173,7 +172,7 @@ def _score_error(q: Vector32, k: Vector32, chosen: ScoreEqualization) -> float:
     """Power of the scores' noise, where `q` and `k` float32 [rows, heads, channels] are quantized, one scale for each."""
     queries, keys = q / chosen.scale, (k - chosen.shift) * chosen.scale
     noises = [
-        Quantizer.covering(-float(np.abs(side).max()), float(np.abs(side).max()), None)(side) - side
+        Quantizer.covering(-float(np.abs(side).max()), float(np.abs(side).max()), TENSORRT)(side) - side
         for side in (queries.astype(np.float32), keys.astype(np.float32))
     ]
     of_queries = np.einsum("nhc,mhc->hnm", noises[0], keys, optimize=True)

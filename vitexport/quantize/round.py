@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 from vitexport.errors import InputError
-from vitexport.targets import CpuArithmetic
+from vitexport.quantize.arithmetic import Arithmetic
 
 # Below float16's smallest normal number a scale loses bits, and its reciprocal overflows at 1.5e-5.
 SMALLEST_SCALE = np.float32(np.finfo(np.float16).tiny)
@@ -27,9 +27,10 @@ class Quantizer:
     zero_point: np.uint8 | np.int8
 
     @classmethod
-    def covering(cls, low: float, high: float, cpu: CpuArithmetic | None) -> Quantizer:
-        """For the range [low, high]: symmetric int8 for TensorRT, all levels of the CPU's type otherwise."""
-        scale, zero = symmetric_int8(low, high) if cpu is None else asymmetric(low, high, cpu.activation)
+    def covering(cls, low: float, high: float, arithmetic: Arithmetic) -> Quantizer:
+        """For the range [low, high]: symmetric int8, or all levels of the arithmetic's type."""
+        symmetric = arithmetic.symmetric
+        scale, zero = symmetric_int8(low, high) if symmetric else asymmetric(low, high, arithmetic.activation)
         return cls(scale=scale, zero_point=zero)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:

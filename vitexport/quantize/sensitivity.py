@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from vitexport.artifacts import Outputs
 from vitexport.quantize.calibrate import Calibrated, Calibration, first_images
-from vitexport.rewrites import apply, load, session, weight_bytes
+from vitexport.rewrites import apply, session, weight_bytes
 from vitexport.rewrites.insert_qdq import InsertQdq
 from vitexport.runtime.backends.onnx_runtime import available_threads
 from vitexport.runtime.model import join
@@ -34,8 +34,7 @@ def output_db(work: Calibration, calibrated: Calibrated) -> Mapping[str, float]:
     Raises:
         ToolchainError: ONNX Runtime fails.
     """
-    model = load(calibrated.folded)
-    size = work.model.batch.minimum
+    model, size = calibrated.folded, work.batch
     images = [first_images(work, start) for start in range(0, IMAGES, size)]
     wanted = _outputs(model, images)
     names = list(dict.fromkeys([*calibrated.modules.values(), *(item.group for item in calibrated.inputs)]))
@@ -44,7 +43,7 @@ def output_db(work: Calibration, calibrated: Calibrated) -> Mapping[str, float]:
         graph = model.clone()
         layers = [layer for layer in calibrated.layers if calibrated.modules[layer.node] == name]
         inputs = [item for item in calibrated.inputs if item.group == name]
-        apply(graph, InsertQdq(layers, inputs, symmetric=work.cpu is None))
+        apply(graph, InsertQdq(layers, inputs, symmetric=work.arithmetic.symmetric))
         return _worst_db(wanted, _outputs(graph, images))
 
     side_by_side = max(1, min(available_threads(), MEMORY_BYTES // (COPIES * max(weight_bytes(model), 1))))

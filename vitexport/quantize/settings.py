@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vitexport.errors import UsageError
-from vitexport.targets import CpuArithmetic
+from vitexport.quantize.arithmetic import Arithmetic, Base
 
 Rounding = Literal["gptq", "nearest"]
-Base = Literal["A", "B", "C"]
 EXTRAS = ("patch", "head")
 OBSERVERS = ("minmax", "percentile", "mse", "entropy", "output")
 DEFAULT_PERCENTILE = 99.999
@@ -170,13 +169,13 @@ def _check_expression(pattern: str) -> None:
         raise UsageError(f"{pattern!r} is no regular expression ({error}); give one such as blocks\\.0\\..*fc2.") from error
 
 
-def check_placement(placement: Placement, cpu: CpuArithmetic | None) -> None:
-    """Hold `placement` against what a CPU target (TensorRT: None) computes in integers.
+def check_placement(placement: Placement, arithmetic: Arithmetic) -> None:
+    """Refuse a placement that the stack's arithmetic does not have.
 
     Raises:
         UsageError: It quantizes more than linear layers.
     """
-    if cpu is not None and (placement.base != "A" or placement.patch):
+    if placement.base not in arithmetic.bases or (placement.patch and not arithmetic.patch):
         raise UsageError(
             f"Placement {placement} is TensorRT's; a CPU computes the linear layers in integers: "
             "give `placement=A` or A+head."

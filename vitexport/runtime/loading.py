@@ -22,7 +22,7 @@ from vitexport.errors import (
     VitexportError,
 )
 from vitexport.runtime import engines
-from vitexport.runtime.backends import Backend, EngineFacts, Provider, open_engine, open_onnx
+from vitexport.runtime.backends import GRAPH_RUNTIMES, Backend, EngineFacts, Provider, open_engine, open_onnx
 from vitexport.runtime.backends.cuda import cuda_runtime, current_gpu, why_no_gpu
 from vitexport.runtime.backends.tensorrt_api import EXTRAS, load_library
 from vitexport.runtime.engines import BuiltHere, Fingerprint
@@ -172,11 +172,13 @@ def _onnx(bundle: Bundle, threads: int | None, providers: tuple[Provider, ...] =
     path = bundle.artifact("onnx")
     if path is None:
         raise BundleError(f"Bundle {bundle.root} holds no ONNX model; build it again.")
-    for_cpu = manifest.target.kind == "cpu"
+    for_cpu = manifest.target.loads_graph
     if for_cpu and (problem := misfit(manifest.target, machine_cpu(), precision=manifest.precision)):
         raise DeviceError(problem)
+    if for_cpu:
+        return GRAPH_RUNTIMES[manifest.target.runtime](path, threads)
     # On a CPU, a graph for TensorRT is run as written: ONNX Runtime's own INT8 fusions would change its numbers.
-    return open_onnx(path, threads=threads, exact=not for_cpu and not providers, providers=providers)
+    return open_onnx(path, threads=threads, exact=not providers, providers=providers)
 
 
 def _providers(bundle: Bundle, backend: BackendName) -> tuple[Provider, ...]:
@@ -188,7 +190,7 @@ def _providers(bundle: Bundle, backend: BackendName) -> tuple[Provider, ...]:
     if backend == "onnxruntime":
         return ()
     manifest = bundle.manifest
-    if manifest.target.kind == "cpu":
+    if manifest.target.loads_graph:
         raise UsageError(
             f"Bundle {bundle.root} was built for {manifest.target.name}: its graph is written in operators of ONNX "
             f"Runtime's CPU provider, and {backend} has no use for it. Build one for the GPU (vitexport targets)."

@@ -195,5 +195,8 @@ def _preparation(spec: PreprocessSpec, request: ModelRequest, made: _Made) -> st
     name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part) or str(made.request.name)
     library = "torchvision" if torchvision_models.is_ours(str(made.request.name)) else "timm"
     recorded = dataclasses.asdict(checkpoint.record) if checkpoint is not None else {}
-    file = checkpoint.file.file.name if checkpoint is not None else ""
+    file = ""
+    if checkpoint is not None:
+        of_folder = "preprocessor_config.json" if checkpoint.record.transformers else checkpoint.record.where
+        file = of_folder if checkpoint.file.config else checkpoint.file.file.name
     return told(spec, request, recorded, file, f"{library}'s default for {name.removeprefix('torchvision:')}")

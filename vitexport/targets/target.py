@@ -24,6 +24,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 KINDS: tuple[Kind, ...] = ("jetson", "gpu", "cpu")
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "tensorrt-rtx", "tensorrt")
+TITLES: Mapping[str, str] = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 TYPINGS: tuple[NetworkTyping, ...] = ("strong", "weak")
 ACTIVATIONS: tuple[Activation, ...] = ("uint8", "int8")
 WEIGHT_BITS: tuple[WeightBits, ...] = (7, 8)
@@ -174,6 +175,42 @@ class Target:
     def engine_here(self) -> bool:
         """Whether the engine can be compiled on any machine; full TensorRT needs the device, a CPU needs no engine."""
         return self.runtime == "tensorrt-rtx"
+
+    @property
+    def loads_graph(self) -> bool:
+        """Whether the runtime loads the ONNX graph itself, which is then written in that runtime's own operators."""
+        return self.kind == "cpu"
+
+    @property
+    def is_jetson(self) -> bool:
+        """Whether it is a module with its GPU, and maybe a DLA, on the chip, and a TensorRT of JetPack."""
+        return self.kind == "jetson"
+
+    @property
+    def int8_arithmetic(self) -> str | None:
+        """Of a CPU's integer operators, for people; None where there are none."""
+        return None if self.cpu is None else f"{self.cpu.activation} activations, {self.cpu.weight_bits}-bit weights"
+
+    @property
+    def engine_place(self) -> str:
+        """Where the engine is built, for people."""
+        return "not needed" if self.loads_graph else "here" if self.engine_here else "on the device"
+
+    @property
+    def library(self) -> str:
+        """The runtime with its version, for people: ``TensorRT 10.3.0``."""
+        title = TITLES.get(self.runtime, self.runtime)
+        return title if self.tensorrt is None else f"{title} {self.tensorrt}"
+
+    @property
+    def stack(self) -> str:
+        """`library`, with the JetPack release that brings it."""
+        return self.library if self.jetpack is None else f"{self.library} (JetPack {self.jetpack})"
+
+    @property
+    def full_tensorrt(self) -> tuple[int, ...] | None:
+        """The version of full TensorRT; None for TensorRT-RTX, which counts its own, and for a CPU."""
+        return version_key(self.tensorrt) if self.runtime == "tensorrt" and self.tensorrt else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest; `from_json` reads them back."""

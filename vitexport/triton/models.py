@@ -258,7 +258,7 @@ def _ensemble_around(  # noqa: PLR0913 - an inner model and how it runs
 ) -> list[TritonModel]:
     """The preprocessing, the model of normalized pixels, and the ensemble that joins them."""
     manifest = bundle.manifest
-    batch, spec, gpu = manifest.batch, manifest.preprocess, manifest.target.kind != "cpu"
+    batch, spec, gpu = manifest.batch, manifest.preprocess, not manifest.target.loads_graph
     pixels = Tensor(name=PIXELS, data_type="TYPE_FP32", dims=_dims(batch, (spec.channels, spec.height, spec.width)))
     picture = _picture(batch, spec)
     outputs = _outputs(manifest.outputs, batch, labelled=_labels(bundle) is not None)

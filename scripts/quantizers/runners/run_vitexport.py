@@ -7,29 +7,34 @@ made of.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from vitexport.artifacts import BatchRange, OnnxModel
+from vitexport.artifacts import silent
 from vitexport.datasets import open_images
 from vitexport.preprocess import PreprocessSpec
-from vitexport.quantize import QuantSettings, quantize
+from vitexport.quantize import TENSORRT, Calibration, QuantSettings, calibrate, integers
+from vitexport.rewrites import load, save
+from vitexport.stacks.tensorrt_strong import with_pairs
 
 
 def main(model: str, images: str, result: str, about: str) -> None:
     """Quantize `model` into `result` and print the seconds that it took; `about` is JSON: opset, preprocessing, settings."""
     facts = json.loads(about)
-    source = OnnxModel.of(Path(model), opset=facts["opset"], batch=BatchRange.parse("1"), precision="fp32")
-    spec = PreprocessSpec.from_json(facts["preprocess"])
-    settings = QuantSettings.from_json(facts["settings"])
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        quantized = quantize(source, open_images(Path(images)), spec, Path(folder), cpu=None, settings=settings)
-        seconds = time.perf_counter() - start
-        shutil.copyfile(quantized.onnx.path, result)
+    start = time.perf_counter()
+    work = Calibration(
+        graph=load(Path(model)),
+        batch=1,
+        images=open_images(Path(images)),
+        spec=PreprocessSpec.from_json(facts["preprocess"]),
+        arithmetic=TENSORRT,
+        settings=QuantSettings.from_json(facts["settings"]),
+        progress=silent,
+    )
+    calibrated = calibrate(work)
+    save(with_pairs(calibrated.folded, integers(calibrated)), Path(result))
+    seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds}))
 
 

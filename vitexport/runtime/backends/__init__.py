@@ -6,7 +6,7 @@ The modules of this room are the only ones that import an engine library, and ea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from vitexport.artifacts import Outputs
 
-__all__ = ["Backend", "EngineFacts", "GpuTimer", "Inspectable", "Provider", "open_engine", "open_onnx"]
+__all__ = [
+    "GRAPH_RUNTIMES",
+    "Backend",
+    "EngineFacts",
+    "GpuTimer",
+    "Inspectable",
+    "Provider",
+    "open_engine",
+    "open_onnx",
+]
 
 # An execution provider of ONNX Runtime by its name there, and its options.
 Provider: TypeAlias = tuple[str, Mapping[str, str]]
@@ -96,6 +105,14 @@ def open_onnx(path: Path, *, threads: int | None = None, exact: bool = False, pr
     from vitexport.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(path, threads=threads, exact=exact, providers=providers)
+
+
+def _onnx_runtime(path: Path, threads: int | None) -> Backend:
+    return open_onnx(path, threads=threads)
+
+
+# What loads the graph of a bundle whose target runs it as it is, by the target's runtime: a file, and threads or None.
+GRAPH_RUNTIMES: dict[str, Callable[[Path, int | None], Backend]] = {"onnxruntime": _onnx_runtime}
 
 
 def open_engine(path: Path, facts: EngineFacts) -> Backend:

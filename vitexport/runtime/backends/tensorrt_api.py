@@ -15,7 +15,10 @@ from vitexport.errors import MissingDependencyError, ToolchainError
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-JETSON_HINT = " (on a Jetson it comes with JetPack: make the virtual environment with --system-site-packages)"
+HINTS = {
+    "tensorrt": " (on a Jetson it comes with JetPack: make the virtual environment with --system-site-packages)",
+    "tensorrt-rtx": "",
+}
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
@@ -28,7 +31,7 @@ def missing_library(library: str, purpose: str) -> MissingDependencyError:
     """The error for an absent `library`: what needed it, and the command that installs it."""
     return MissingDependencyError(
         f"{purpose} needs {TITLES[library]}, which is not installed here. "
-        f"Install it with: pip install 'vitexport[{EXTRAS[library]}]'{JETSON_HINT if library == 'tensorrt' else ''}"
+        f"Install it with: pip install 'vitexport[{EXTRAS[library]}]'{HINTS[library]}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The ONNX model to ship and a `Target` enter; an `Engine`, or the reason why it has to be built on the device, leaves."""
+"""Compile the engine of a model that ships, or write what builds and checks it on the device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shlex
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+
+import onnx_ir as ir
 
 from vitexport import golden_check
 from vitexport.artifacts import INPUT_NAME, BatchRange, Engine, EngineRecipe, OnnxModel, Precision
@@ -15,6 +17,7 @@ from vitexport.rewrites import load
 from vitexport.rewrites.lower_layernorm import MARK
 from vitexport.runtime.backends.tensorrt_build import build_engine, library_version
 from vitexport.targets import Target, trtexec
+from vitexport.targets.rows import packaged
 from vitexport.targets.target import version_key
 
 FILE_NAME = "model.engine"
@@ -25,6 +28,10 @@ CHECKER = "check.py"
 RAW_INPUT = f"golden/{INPUT_NAME}.f32"
 # TensorRT of JetPack 6.0, the first with Python 3.10 and with the runtime calls that the backend makes.
 OLDEST_WITH_OUR_PYTHON = (8, 6)
+# The first with a LayerNormalization operator, with strong typing, and with precisions of single layers in trtexec.
+LAYERNORM_TENSORRT = (8, 6)
+STRONG_TENSORRT = (10, 0)
+HELD_LAYERS_TENSORRT = (8, 4)
 # Under weak typing the builder flag only allows a precision; INT8 engines keep FP16 for what is not quantized.
 WEAK_FLAGS: dict[Precision, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}
 
@@ -69,9 +76,30 @@ def make_engine(
     return Engine(path=path, library="tensorrt-rtx", library_version=version, recipe=recipe)
 
 
+def least_tensorrt(model: ir.Model, target: Target, *, held_layers: bool) -> str:
+    """The oldest TensorRT of the catalogue from which the engine of `model` can be built, for example ``8.6.2``.
+
+    Args:
+        model: What ships.
+        target: Of full TensorRT, or of TensorRT-RTX, of which the catalogue has one version.
+        held_layers: Whether single layers have to be held in FP32.
+    """
+    rows = packaged()
+    if target.engine_here:
+        return rows.rtx.version
+    needed = [STRONG_TENSORRT] if target.typing == "strong" else []
+    needed += [HELD_LAYERS_TENSORRT] if held_layers else []
+    if any(node.op_type == "LayerNormalization" for node in model.graph.all_nodes()):
+        needed.append(LAYERNORM_TENSORRT)
+    opset = int(model.opset_imports[""])
+    stacks = [row.tensorrt for row in rows.jetpacks.values() if row.opset_max >= opset]
+    fit = [version for version in stacks if all(version_key(version) >= least for least in needed)]
+    # The target's own fits, whatever the catalogue's Jetsons carry.
+    return min([*fit, *([target.tensorrt] if target.tensorrt else [])], key=version_key)
+
+
 def _how_to_build(target: Target) -> str:
-    stack = f"JetPack {target.jetpack}, TensorRT {target.tensorrt}" if target.jetpack else f"TensorRT {target.tensorrt}"
-    text = f"build it on the device ({target.name}, {stack})"
+    text = f"build it on the device ({target.name}, {target.stack})"
     if version_key(str(target.tensorrt)) < OLDEST_WITH_OUR_PYTHON:
         return (
             f"{text}: run {SCRIPT_NAME} of the bundle there, which calls trtexec; then {CHECK_SCRIPT}, which holds it "
@@ -157,13 +185,14 @@ def make_recipe(
 
 def _float32_layers(path: Path, stay_float32: Collection[str], *, lowered: bool) -> tuple[str, ...]:
     """Nodes of the graph, in order, that a weakly typed engine must keep in FP32."""
-    wide = {*stay_float32, *(lowered_layernorm(path) if lowered else ())}
-    return tuple(str(node.name) for node in load(path).graph if node.name in wide)
+    model = load(path)
+    wide = {*stay_float32, *(lowered_layernorm(model) if lowered else ())}
+    return tuple(str(node.name) for node in model.graph if node.name in wide)
 
 
-def lowered_layernorm(path: Path) -> tuple[str, ...]:
+def lowered_layernorm(model: ir.Model) -> tuple[str, ...]:
     """Nodes of written-out LayerNormalizations, which a weakly typed engine must keep in FP32."""
-    return tuple(str(node.name) for node in load(path).graph if f"/{MARK}/" in str(node.name))
+    return tuple(str(node.name) for node in model.graph if f"/{MARK}/" in str(node.name))
 
 
 def _profile(batch: BatchRange, spec: PreprocessSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
