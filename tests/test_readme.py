@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -87,6 +92,19 @@ def test_nothing_committed_names_a_path_of_a_machine_or_an_index() -> None:
             continue
         found = banned.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{name}: {found}"
+
+
+def test_ruff_and_mypy_see_every_python_script_whatever_its_name() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    hidden = set()
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if not path.suffix and path.is_file() and re.match(rb"#!.*python", path.read_bytes()[:80]):
+            hidden.add(name)
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert hidden
+    assert hidden == set(tools["ruff"]["extend-include"])
+    assert hidden == {name for name in tools["mypy"]["files"] if "/" in name}
 
 
 def test_scripts_are_executable() -> None:
