@@ -1,4 +1,4 @@
-"""A machine with an NVIDIA GPU enters; a table of what the sample and vit_small take there, by runtime, leaves.
+"""Input: a machine with an NVIDIA GPU; output: a table of what the sample and vit_small take there, by runtime.
 
 ``scripts/gpu-check`` calls it. Every row is one bundle in one runtime, timed beside PyTorch on the same GPU in one run;
 what cannot run here is named with its reason. Exit code 5 where there is no GPU.
@@ -31,7 +31,7 @@ from vitexport.validate.budget import Budget
 from vitexport.validate.device import validate_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README = ROOT / "scripts" / "README.md"
 SECTION = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
 BACKENDS: tuple[BackendName, ...] = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
 PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")

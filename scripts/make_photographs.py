@@ -1,4 +1,4 @@
-"""Eight photographs from scikit-image's wheel enter; small JPEGs and the table of their licences leave.
+"""Input: Eight photographs from scikit-image's wheel; output: small JPEGs and the table of their licences.
 
 Only photographs that scikit-image documents as public domain or CC0 are taken. Each keeps its aspect ratio
 and its colour mode; its shorter side becomes 320 pixels, or stays as it is where it is shorter already::

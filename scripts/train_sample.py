@@ -1,4 +1,4 @@
-"""scikit-learn's 1797 handwritten digits enter; two folders of PNGs and a trained sample ViT leave.
+"""Input: scikit-learn's 1797 handwritten digits; output: two folders of PNGs and a trained sample ViT.
 
 The digits are split once into three parts that share no image: 256 for calibration, 400 for validation and
 the rest for training. The calibration and validation parts are written as 8x8 greyscale PNGs, the model is

@@ -131,7 +131,7 @@ def test_full_tensorrt_leaves_the_engine_to_the_device(
 def test_a_stack_whose_python_is_too_old_is_not_promised_validate(tmp_path: Path) -> None:
     engine = make_engine(onnx_for(tmp_path, "fp16", opset=17), SPEC, resolve(JETSON, jetpack="5.1"), tmp_path)
     assert engine.skipped is not None
-    assert "then check.sh, which holds it against PyTorch with the Python of that JetPack alone" in engine.skipped
+    assert "then check.sh, which checks it against PyTorch with the Python of that JetPack alone" in engine.skipped
     assert "vitexport validate" not in engine.skipped
 
 

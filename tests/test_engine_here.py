@@ -591,7 +591,7 @@ def test_a_damaged_engine_is_built_again_without_its_measurements(orin: Device) 
 
 def test_two_builds_in_one_bundle_are_refused(orin: Device) -> None:
     def second() -> None:
-        with pytest.raises(InputError, match="Another vitexport engine is at work"):
+        with pytest.raises(InputError, match="Another vitexport engine is already running on"):
             build_here(orin.bundle, PLAIN)
 
     orin.conduct.during_build = second

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,3 +162,22 @@ def test_where_nothing_is_installed_that_could_run_it_the_first_reason_is_told(
     monkeypatch.setattr("vitexport.runtime.loading.open_onnx", absent)
     with pytest.raises(DeviceError, match="holds no engine"):
         load(jetson_bundle.root)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("0", "0")])
+def test_onnx_runtime_tells_nobody_of_a_prediction_unless_the_user_wants_it(
+    given: str | None, used: str, cpu_bundle: Built, tmp_path: Path
+) -> None:
+    """ONNX Runtime keeps what it sends, and a device id, below HOME."""
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path)} | ({"ORT_DISABLE_TELEMETRY": given} if given is not None else {})
+    program = (
+        "import os, sys; from vitexport.runtime import load\n"
+        "load(sys.argv[1]).predict(sys.argv[2]); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    picture = VALIDATION / "7" / "digit_0081.png"
+    words = [sys.executable, "-c", program, str(cpu_bundle.root), str(picture)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == used
+    if given is None:
+        assert list(tmp_path.iterdir()) == []

@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from vitexport.cli.commands import cli
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+HOUSE = ROOT / "vitexport" / "README.md"
+MEASURED = ROOT / "scripts" / "README.md"
+REFERENCE = ROOT / "vitexport" / "cli" / "README.md"
+# What people read before they decide.
+MOST_BYTES = 10 << 10
 
 
 def _readme(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -71,15 +78,40 @@ def test_a_page_that_fails_is_named(clone: Path, language: str, body: str, words
 
 
 def test_the_measured_table_is_there() -> None:
-    section = README.partition("<!-- measure -->")[2].partition("<!-- /measure -->")[0]
+    section = MEASURED.read_text(encoding="utf-8").partition("<!-- measure -->")[2].partition("<!-- /measure -->")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     assert len(rows) >= 10
 
 
 def test_every_room_is_on_the_plan_of_the_house() -> None:
     rooms = {path.name for path in (ROOT / "vitexport").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    unnamed = {room for room in rooms - {"__init__.py", "__main__.py"} if room not in README}
+    plan = HOUSE.read_text(encoding="utf-8")
+    unnamed = {room for room in rooms - {"__init__.py", "__main__.py"} if room not in plan}
     assert unnamed == set()
+
+
+def test_the_first_page_is_short_and_links_every_other() -> None:
+    page = README.read_text(encoding="utf-8")
+    assert len(page.encode()) <= MOST_BYTES
+    linked = {ROOT / path for path in re.findall(r"\]\(([^)#]+\.md)\)", page)}
+    words = ["git", "ls-files", "-z", "calibration/*README.md", "scripts/*README.md", "vitexport/*README.md"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    # Those with templates are written into other people's projects; those of data name its source.
+    ours = (name for name in filter(None, listed.stdout.split("\0")) if "/templates/" not in name)
+    pages = {ROOT / name for name in ours if name.count("/") < 3}
+    assert linked == pages
+
+
+@pytest.mark.parametrize("page", [*sorted((ROOT / "vitexport").glob("*/README.md")), README, HOUSE, MEASURED], ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
+    gone = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert gone == []
+
+
+def test_the_reference_has_every_command() -> None:
+    page = REFERENCE.read_text(encoding="utf-8")
+    assert set(re.findall(r"^\$ vitexport (\w+) --help$", page, re.MULTILINE)) == set(cli.commands)
 
 
 def test_nothing_committed_names_a_path_of_a_machine_or_an_index() -> None:

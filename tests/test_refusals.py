@@ -61,7 +61,7 @@ def refusals(folder: Path) -> list[tuple[Sequence[str], int, str]]:
         ((*CPU, "--crop-pct", "0.05"), 2, "at least 0.1"),
         ((*CPU, "--interpolation", "best"), 2, "Interpolation 'best' is unknown"),
         ((*CPU, "--features", "1,0"), 2, "in rising order"),
-        ((*CPU, "--head", "none", "--softmax"), 2, "no classifier is asked for"),
+        ((*CPU, "--head", "none", "--softmax"), 2, "needs a classifier head"),
         ((*CPU, "--model-kwarg", "checkpoint_path=w.pth"), 2, "Model keyword checkpoint_path"),
         ((*CPU, "-o", str(folder / "there")), 3, "exists"),
         ((*CPU, "-o", str(folder / "empty.txt" / "bundle")), 3, "cannot be"),

@@ -1,4 +1,4 @@
-"""``python -m vitexport`` enters; the command line runs."""
+"""Run the command line by ``python -m vitexport``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts enter and a bundle folder, written whole or not at all, leaves; a folder enters and a verified `Bundle` leaves.
+"""Input: artifacts, or a folder; output: a bundle folder, written whole or not at all, or the verified `Bundle` in it.
 
 A bundle is data: opening it runs none of its content, and every file is hashed before anything reads it.
 """
@@ -341,7 +341,7 @@ def open_bundle(root: Path) -> Bundle:
 
 
 def verify_file(root: Path, relative: str, expected: str) -> None:
-    """Hold one file of a bundle against its sha256.
+    """Check one file of a bundle against its sha256.
 
     Raises:
         BundleError: It is missing, changed, outside the bundle or behind a symbolic link.

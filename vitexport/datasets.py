@@ -1,4 +1,4 @@
-"""A folder of pictures enters; the readable ones, in a fixed order, with their hashes and classes, leave.
+"""Input: a folder of pictures; output: the readable ones, in a fixed order, with their hashes and classes.
 
 Used for calibration (any depth, no classes), for labelled validation (one folder per class) and on the device.
 """

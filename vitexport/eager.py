@@ -1,6 +1,6 @@
-"""A manifest enters; the same architecture in PyTorch eager, with random weights, leaves, to be timed beside the bundle.
+"""Input: a manifest; output: the same architecture in PyTorch eager, with random weights, to be timed beside the bundle.
 
-Speed does not depend on what the weights are, so neither a checkpoint nor a download is needed; what was built is held
+Speed does not depend on what the weights are, so neither a checkpoint nor a download is needed; what was built is checked
 against the manifest's outputs and number of parameters. The command line imports this module where PyTorch and timm are
 installed and hands its result to the benchmark; nothing else on a device does.
 """

@@ -1,4 +1,4 @@
-"""An exception enters nowhere and leaves as one sentence and one exit code.
+"""Every error is one sentence and one exit code.
 
 ::
 

@@ -95,7 +95,7 @@ def _trace(model: nn.Module, source: ModelSource, batch: BatchRange) -> ir.Model
 
 
 def _check_batch(exported: ir.Model, source: ModelSource, batch: BatchRange) -> None:
-    """Hold the exported input against the batch: what forward turns into a Python number is a constant there."""
+    """Check the exported input against the batch: what forward turns into a Python number is a constant there."""
     shape = exported.graph.inputs[0].shape
     if batch.is_dynamic and shape is not None and isinstance(shape[0], int):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Holds what trtexec computed against PyTorch's outputs: the check.py of a bundle, for a device without vitexport.
+"""Checks what trtexec computed against PyTorch's outputs: the check.py of a bundle, for a device without vitexport.
 
 Needs nothing but Python 3.6: JetPack 4 has that, and JetPack 5 has 3.8. Usage, as check.sh writes it:
 

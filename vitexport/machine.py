@@ -1,4 +1,4 @@
-"""Nothing enters; what this machine is, and how much memory a stage took, leaves. For reports: it decides nothing."""
+"""Output: what this machine is, and how much memory a stage took. For reports: it decides nothing."""
 
 from __future__ import annotations
 

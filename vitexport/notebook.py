@@ -1,4 +1,4 @@
-"""Rows and sentences enter; HTML for a notebook, with everything in it escaped, leaves."""
+"""Input: rows and sentences; output: HTML for a notebook, with everything in it escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture and a `PreprocessSpec` enter; the float32 tensor that the model was trained to see leaves.
+"""Input: a picture and a `PreprocessSpec`; output: the float32 tensor that the model was trained to see.
 
 This is the only implementation: calibration, validation and the shipped runtime call it, so what was validated is what
 ships. It follows timm's evaluation transform (``timm.data.create_transform(..., is_training=False)``), which is built on

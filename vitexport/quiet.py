@@ -1,4 +1,4 @@
-"""Names of loggers enter; a block in which they, Python's warnings and stdout are silent leaves.
+"""Input: names of loggers; output: a block in which they, Python's warnings and stdout are silent.
 
 PyTorch's exporter, timm and the hub's client print and warn about their own internals; what matters to a user is raised.
 """

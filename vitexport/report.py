@@ -1,4 +1,4 @@
-"""Checks, measurements and stage costs enter; a `Report` with one verdict leaves, as JSON and as Markdown."""
+"""Input: checks, measurements and stage costs; output: a `Report` with one verdict, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Check:
         status: ``skipped`` means that it could not run here; `message` then gives the reason.
         message: One sentence a person can act on, with the figure in it.
         measured: The figure in `unit`, where there is one.
-        limit: What `measured` was held against, in the same unit.
+        limit: What `measured` was checked against, in the same unit.
         unit: ``points``, ``percent``, ``dB``, ``ratio``, or empty.
     """
 

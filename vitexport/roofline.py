@@ -1,4 +1,4 @@
-"""A model's layers and a `Target` enter; the shortest time that the device's peak rates allow leaves, as an estimate.
+"""Input: a model's layers and a `Target`; output: the shortest time that the device's peak rates allow, as an estimate.
 
 The roofline of each layer: it takes at least its multiply-adds over the peak rate of their type, and at least its weights
 over the memory bandwidth; layers follow one another, so the larger times are summed. Everything else is left out (what is

@@ -1,4 +1,4 @@
-"""What a measurement runs on enters; its clocks, temperature, power mode and throttling, as the system tells them, leave.
+"""Input: what a measurement runs on; output: its clocks, temperature, power mode and throttling, as the system tells them.
 
 Nothing is set, and nothing is guessed: what could not be read is None, and `Reading.unknown` says why. Sources:
 

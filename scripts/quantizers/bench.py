@@ -1,4 +1,4 @@
-"""A work folder, names of models and contenders enter; every figure of the comparison, as JSON values, leaves."""
+"""Input: a work folder, names of models and contenders; output: every figure of the comparison, as JSON values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing enters; the tools that are compared, how each is set, and where its packages come from, leave.
+"""Output: the tools that are compared, how each is set, and where its packages come from.
 
 Each of the others comes with its own placement and, marked ``linear``, held to the layers that vitexport quantizes: the
 first is what its users get, the second compares how the same layers are quantized.

@@ -1,4 +1,4 @@
-"""A quantized ONNX, the float one and images enter; top-1, agreement, SQNR and TensorRT's verdict leave.
+"""Input: a quantized ONNX, the float one and images; output: top-1, agreement, SQNR and TensorRT's verdict.
 
 All are computed by the same ONNX Runtime without graph optimization, so that Q/DQ is exact arithmetic, node by node.
 """

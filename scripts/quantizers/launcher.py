@@ -1,4 +1,4 @@
-"""A log file and a command enter; its exit code, seconds and peak memory leave, as JSON on one line.
+"""Input: a log file and a command; output: its exit code, seconds and peak memory, as JSON on one line.
 
 A process of its own, because Linux starts the peak memory of a child at that of the process which started it: a large parent
 would hide what a small child takes.

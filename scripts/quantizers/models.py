@@ -1,4 +1,4 @@
-"""A work folder enters; the paths of the trained models in it, each a folder that timm reads as ``local-dir:``, leave.
+"""Input: a work folder; output: the paths of the trained models in it, each a folder that timm reads as ``local-dir:``.
 
 What is there already is taken as it is, so that a second run trains nothing. All are trained by the sample's recipe, on the
 sample's images, and must reach the sample's held-out accuracy.

@@ -1,4 +1,4 @@
-"""A trained ViT enters; the same function with a few channels made large, as trained ViTs at scale have them, leaves.
+"""Input: a trained ViT; output: the same function with a few channels made large, as trained ViTs at scale have them.
 
 Behind each LayerNorm, γ and β of some channels are multiplied by a factor and the columns of qkv or fc1 that read them are
 divided by it; rows of v in qkv are multiplied, and the columns of proj that read them divided. Every factor is a power of

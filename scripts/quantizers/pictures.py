@@ -1,4 +1,5 @@
-"""The sample's PNGs and the package's photographs enter; degraded copies, crops and arrays, as files for every tool, leave.
+"""Input: the sample's PNGs and the package's photographs; output: degraded copies, crops and arrays, as files for every
+tool.
 
 Everything is drawn from fixed seeds, so that a second run writes the same pixels.
 """

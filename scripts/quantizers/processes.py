@@ -1,4 +1,4 @@
-"""A runner and its words enter; what it printed, the seconds and the peak memory of its process leave.
+"""Input: a runner and its words; output: what it printed, the seconds and the peak memory of its process.
 
 Each tool runs in a process of its own, and each peer in a virtual environment of its own, made here from a lock file: their
 versions of ONNX exclude one another's and vitexport's.

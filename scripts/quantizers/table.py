@@ -1,4 +1,4 @@
-"""The recorded figures of a run enter; Markdown tables of them, with what they were taken on, leave."""
+"""Input: the recorded figures of a run; output: Markdown tables of them, with what they were taken on."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _where(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"Measured by `scripts/benchmark_quantizers` on {machine['cpu']} ({', '.join(machine['cpu_flags'])}), "
-        f"{machine['threads']} threads: {versions}. Logits are held against those of the float ONNX, both computed node by "
+        f"{machine['threads']} threads: {versions}. Logits are compared with those of the float ONNX, both computed node by "
         "node in float. *linear*: held to the layers that vitexport quantizes; other rows have their tool's own placement. "
         "*vitexport minmax* does only what ONNX Runtime's MinMax does (no degraded copies, no equalization, rounding to "
         "nearest), to compare what the same work costs. Refused: TensorRT-RTX does not compile the graph for compute "

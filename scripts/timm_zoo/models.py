@@ -1,4 +1,4 @@
-"""Nothing enters; which timm models are run, and by which families they are shown, leave."""
+"""Output: which timm models are run, and by which families they are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of models enter; the record of each, made in a process of its own with a limit on time and memory, leaves."""
+"""Input: names of models; output: the record of each, made in a process of its own with a limit on time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of models enter; the support table, and what is said of it in the README, leave."""
+"""Input: records of models; output: the support table, and what is said of it in the README."""
 
 from __future__ import annotations
 

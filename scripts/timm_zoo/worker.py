@@ -1,4 +1,4 @@
-"""A model's name enters; what came of its export, parity, float16, INT8 and engines leaves, as JSON, stage by stage.
+"""Input: a model's name; output: what came of its export, parity, float16, INT8 and engines, as JSON, stage by stage.
 
 Run as ``python -m timm_zoo.worker NAME RECORD.json`` by `timm_zoo.runs`, one process a model. It calls the rooms that
 ``vitexport build`` calls. Weights are untrained, so it fills in what timm's constructors leave at 0 or next to it: behind a

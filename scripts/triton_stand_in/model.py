@@ -1,4 +1,4 @@
-"""Requests enter; what ONNX Runtime's Python makes of them with a model's own files leaves.
+"""Input: Requests; output: what ONNX Runtime's Python makes of them with a model's own files.
 
 Stands in for Triton's ONNX Runtime backend, whose library is in no registry, where Triton looks for it: a backend in Python,
 ``backends/onnxruntime/model.py``. Used by ``scripts/triton-check``, which says where its packages are.

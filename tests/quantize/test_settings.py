@@ -112,7 +112,7 @@ def test_a_recipe_with_other_keys_is_refused_and_they_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["include", "exclude"])
 def test_what_is_no_regular_expression_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"'blocks\[' is no regular expression"):
+    with pytest.raises(UsageError, match=r"'blocks\[' is not a valid regular expression"):
         QuantSettings(**{name: ("fc2", "blocks[")})  # type: ignore[arg-type]
 
 

@@ -1,4 +1,5 @@
-"""A bundle with ``model.app.onnx`` enters; a small project that runs it in an application leaves: Node, web, Android or C++.
+"""Input: a bundle with ``model.app.onnx``; output: a small project that runs it in an application: Node, web, Android or
+C++.
 
 What is written is data in this package, filled in with a few words of the manifest; the model goes beside it. Nothing is
 installed or downloaded here: each project's README says with which of its ecosystem's commands it is built.

@@ -1,4 +1,4 @@
-"""Words of a command line enter; one library call is made, its result printed, and an exit code leaves."""
+"""Input: words of a command line; output: the printed result of one library call, and an exit code."""
 
 from __future__ import annotations
 

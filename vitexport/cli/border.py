@@ -1,4 +1,4 @@
-"""A command enters; its exit code leaves, with an error in a sentence where there is one."""
+"""Input: a command; output: its exit code, with an error in a sentence where there is one."""
 
 from __future__ import annotations
 

@@ -110,11 +110,11 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
         show.show_prediction(result.prediction)
     show.show_findings(result.findings)
     errors = sum(finding.level == "error" for finding in result.findings)
-    click.echo(f"{errors} problem{'s' if errors != 1 else ''}" if errors else "nothing speaks against it")
+    click.echo(f"{errors} problem{'s' if errors != 1 else ''}" if errors else "no problems found")
     return result.exit_code
 
 
-@cli.command(short_help="Hold any ONNX model against the rules of a device's engine.")
+@cli.command(short_help="Check an ONNX model against a target's engine rules.")
 @click.argument("model", type=PATH, metavar="MODEL.onnx")
 @click.option("--target", required=True, metavar="TARGET", help="A device of the catalogue, or cpu for this machine.")
 @click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson (default: its newest).")
@@ -244,7 +244,7 @@ def engine(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Build the engine of BUNDLE with this device's own TensorRT, hold it against PyTorch's golden outputs, and keep it.
+    """Build the engine of BUNDLE with this device's own TensorRT, check it against PyTorch's golden outputs, and keep it.
 
     It goes into the bundle, beside those of other machines, under what it was built on; predict, validate and bench then
     take it by themselves. An engine that does not compute what PyTorch computed is not kept; one that fails only
@@ -284,7 +284,7 @@ def engine(
 
 @cli.command(short_help="Say what TensorRT made of a network's blocks.")
 @click.argument("layers_json", type=PATH, metavar="LAYERS.json")
-@click.option("--bundle", type=PATH, metavar="BUNDLE", help="Hold the engine against this bundle's INT8 recipe.")
+@click.option("--bundle", type=PATH, metavar="BUNDLE", help="Check the engine against this bundle's INT8 recipe.")
 @output_options
 def layers(*, layers_json: Path, bundle: Path | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Say, block by block, which attentions are fused, what each linear layer is multiplied in, and what is reformatted.
@@ -373,7 +373,7 @@ def _pytorch(manifest: Manifest, *, gpu: bool) -> Beside:
 @click.argument("second", type=PATH, metavar="B")
 @output_options
 def compare(*, first: Path, second: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
-    """Put the latencies of A and B, of two devices or two builds, side by side, and say what forbids to compare them.
+    """Put the latencies of A and B, of two devices or two builds, side by side, and explain what makes them not comparable.
 
     Each is a file of bench -o, the report.json of an engine in a bundle, or a bundle. The exit code does not depend on
     what is found.

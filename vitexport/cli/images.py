@@ -1,4 +1,4 @@
-"""Words of a command line enter: files, folders and patterns; the pictures that they mean leave, in a stable order."""
+"""Find the pictures that files, folders and patterns of a command line mean, in a stable order."""
 
 from __future__ import annotations
 

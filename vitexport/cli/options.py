@@ -1,4 +1,4 @@
-"""Words enter as click reads them; values of the library leave. Parsing only: nothing is judged here that a room judges."""
+"""Input: words; output: values of the library. Parsing only: nothing is judged here that a room judges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model says of pictures enters; a file of it leaves, in the format that its name asks for."""
+"""Input: what a model says of pictures; output: a file of it, in the format that its name asks for."""
 
 from __future__ import annotations
 

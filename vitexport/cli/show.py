@@ -1,4 +1,4 @@
-"""What the library returned enters; what a person reads on a terminal, or one JSON document, leaves."""
+"""Input: what the library returned; output: what a person reads on a terminal, or one JSON document."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def show_violations(found: Sequence[Broken], census: Mapping[str, int] | None, t
     words = [
         f"{counts[level]} {level}{'s' if counts[level] != 1 else ''}" for level in ("error", "warning") if counts[level]
     ]
-    out.show(", ".join(words) or "nothing speaks against it")
+    out.show(", ".join(words) or "no problems found")
 
 
 def violations_json(found: Sequence[Broken], census: Mapping[str, int], target: Target) -> dict[str, Any]:
@@ -356,7 +356,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Two measurements side by side, and what speaks against comparing them."""
+    """Two measurements side by side, and what makes them not comparable."""
     out = Output()
     out.show(grid(("", "A", "B"), compare_facts(comparison)))
     if comparison.cells:
@@ -366,4 +366,4 @@ def show_comparison(comparison: Comparison) -> None:
     for obstacle in comparison.obstacles:
         out.show(f"[yellow]not comparable[/]: {escape(obstacle)}")
     if not comparison.obstacles:
-        out.show("[green]nothing speaks against comparing them[/]")
+        out.show("[green]comparable[/]")

@@ -1,4 +1,4 @@
-"""Parsed words of a command line enter; a `BuildRequest` leaves."""
+"""Input: parsed words of a command line; output: a `BuildRequest`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens on the device: a bundle's engine is built, held against PyTorch, timed and kept, with no torch in sight."""
+"""What happens on the device: a bundle's engine is built, checked against PyTorch, timed and kept, without torch."""
 
 from __future__ import annotations
 

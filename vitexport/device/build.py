@@ -1,4 +1,4 @@
-"""A bundle enters on the device where it will live; an engine that was built and accepted there leaves, with its report.
+"""Build an engine on the device where its bundle will live; what is accepted stays there, with its report.
 
 Needs neither torch nor onnx nor the training data: the bundle's ONNX and recipe, TensorRT, and the golden inputs.
 """
@@ -48,7 +48,7 @@ def build_here(
     progress: Progress = silent,
     pytorch: PyTorch | None = None,
 ) -> tuple[Path | None, Report]:
-    """Build the engine of `bundle` with this machine's library, hold it against PyTorch, and keep it if it is accepted.
+    """Build the engine of `bundle` with this machine's library, check it against PyTorch, and keep it if it is accepted.
 
     Args:
         bundle: From `open_for_engine`.

@@ -1,4 +1,4 @@
-"""A new engine enters; what it computes, what TensorRT made of it and how long it takes leave in a `Report`."""
+"""Input: a new engine; output: what it computes, what TensorRT made of it and how long it takes in a `Report`."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def inspect_file(path: Path, bundle: Path | None) -> Report:
 
     Args:
         path: The file.
-        bundle: What the engine was built from; None to hold it against no recipe.
+        bundle: What the engine was built from; None to check it against no recipe.
 
     Raises:
         InputError: `path` cannot be read, or is something else.

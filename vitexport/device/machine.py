@@ -1,4 +1,4 @@
-"""A bundle enters; this machine leaves, if its GPU and library fit the bundle, and how much the build may take there."""
+"""Input: a bundle; output: this machine, if its GPU and library fit the bundle, and how much the build may take there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``vitexport engine`` is asked for enters; what no machine can do of it is refused."""
+"""Refuse what no machine can do of what ``vitexport engine`` is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph and a target enter; the rules of the target's engine that the graph breaks leave.
+"""Input: a graph and a target; output: the rules of the target's engine that the graph breaks.
 
 The graph may come from any tool: nothing is run or compiled, no shape need be known, and what the rules cannot see they
 do not judge. `RULES` says each rule with its source; which of them a parser enforces by itself, which it reads over

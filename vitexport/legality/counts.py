@@ -1,4 +1,4 @@
-"""An onnx-ir model enters; the size of each of its matrix products and convolutions for one image leaves."""
+"""Input: an onnx-ir model; output: the size of each of its matrix products and convolutions for one image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph and a class of CPUs enter; where ONNX Runtime would compute wrong or slow there leaves."""
+"""Input: a graph and a class of CPUs; output: where ONNX Runtime would compute wrong or slow there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One QuantizeLinear or DequantizeLinear enters; what is wrong with its type, scale, zero point and axis leaves.
+"""Input: one QuantizeLinear or DequantizeLinear; output: what is wrong with its type, scale, zero point and axis.
 
 The first half asks what ONNX itself and arithmetic demand of any engine; the second what TensorRT demands on top.
 """

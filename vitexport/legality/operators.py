@@ -1,4 +1,4 @@
-"""A graph's opset and operators enter; those that the target's engine does not have leave."""
+"""Input: a graph's opset and operators; output: those that the target's engine does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products and convolutions enter; what keeps them from INT8, or makes them worse for it, leaves."""
+"""Input: matrix products and convolutions; output: what keeps them from INT8, or makes them worse for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules themselves: an id enters, what it demands and why leaves; `broken` makes a violation of one."""
+"""The rules themselves: what each demands and why, by its id; `broken` makes a violation of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An onnx-ir model of any origin enters; its constants, types and shapes leave, and where a tensor comes from.
+"""Input: an onnx-ir model of any origin; output: its constants, types and shapes, and where a tensor comes from.
 
 Nothing here raises on an odd graph: what cannot be known is None, and what cannot be read is noted in `View.unreadable`.
 """

@@ -1,4 +1,4 @@
-"""A `BuildRequest` enters; a `Plan` (its problems and steps, nothing run) or a finished bundle leaves.
+"""Input: a `BuildRequest`; output: a `Plan` (its problems and steps, nothing run) or a finished bundle.
 
 The only room that knows the order of the stages: source → export → quantize → float16 → engine → validate → bundle. What a
 request alone tells is judged before PyTorch is imported.

@@ -1,4 +1,4 @@
-"""A `BuildRequest` enters; what its words and the files that it names contradict leaves. Nothing of PyTorch is imported."""
+"""Find what the words of a `BuildRequest` and the files that it names contradict, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def request_checks(request: BuildRequest) -> Iterator[Callable[[], object]]:
 
 
 def _check_preprocess(model: ModelRequest) -> None:
-    """Hold what was given against what a `PreprocessSpec` takes; the rest comes from the model."""
+    """Check what was given against what a `PreprocessSpec` takes; the rest comes from the model."""
     PreprocessSpec(
         height=1,
         width=1,

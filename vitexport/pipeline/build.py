@@ -108,7 +108,7 @@ def _notes(prepared: Prepared, timing: Timing | None, prediction: Prediction, sh
     return [
         *([timing.caution] if timing is not None and timing.caution else []),
         *([prepared.stack.numerics_note] if prepared.stack.numerics_note is not None else []),
-        *([f"What a call takes at least is estimated {prediction.about}."] if prediction.estimates else []),
+        *([f"Lower bound on latency, estimated {prediction.about}."] if prediction.estimates else []),
         *(shipped.embedded.notes if shipped.embedded is not None else ()),
     ]
 

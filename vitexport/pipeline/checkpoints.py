@@ -1,4 +1,4 @@
-"""The float export and the graph that ships enter; samples of what their modules compute leave, as files of the bundle."""
+"""Write samples of what the modules of the float export and of the graph that ships compute, as files of the bundle."""
 
 from __future__ import annotations
 

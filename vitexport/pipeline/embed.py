@@ -62,7 +62,7 @@ class Embedded:
     Attributes:
         onnx: The file; None where it was refused.
         graph: In it.
-        checks: What it was held against.
+        checks: What it was checked against.
         figures: JSON values for the report: errors, size, and times of the preprocessing, and of the model where it runs.
         notes: Sentences for the report.
     """

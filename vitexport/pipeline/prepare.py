@@ -1,4 +1,4 @@
-"""A `BuildRequest` enters; everything the cheap steps can find out, and every problem at once, leaves."""
+"""Input: a `BuildRequest`; output: everything the cheap steps can find out, and every problem at once."""
 
 from __future__ import annotations
 
@@ -512,7 +512,7 @@ def _are_blank(images: ImageSet, spec: PreprocessSpec) -> bool:
 def _replay(
     request: BuildRequest, target: Target | None, calibration: ImageSet | None, problems: _Problems
 ) -> Replay | None:
-    """The recipe that is to be followed, held against the target and the images; None without one."""
+    """The recipe that is to be followed, checked against the target and the images; None without one."""
     file = request.recipe
     if file is None:
         return None
@@ -592,7 +592,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
 ) -> tuple[str, ...]:
     # Numbers of steps stay what they are when the problem is mended.
     steps = _loading_steps(request, source)
-    steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and hold it against PyTorch")
+    steps.append(f"export to ONNX opset {target.opset} with batch {request.batch}, and compare it with PyTorch")
     if "int8" in precisions and calibration is not None:
         steps.append(f"quantize the linear layers to INT8 with {len(calibration.files)} calibration images")
     stack = stacks.of(target)
@@ -607,7 +607,7 @@ def _steps(  # noqa: PLR0913, PLR0917 - a plan tells of all of them
     if stack.is_timed:
         steps.append("time it beside PyTorch")
     if request.embeds(stack):
-        steps.append("put the preprocessing into a graph of its own, and hold it against Pillow's")
+        steps.append("put the preprocessing into a graph of its own, and check it against Pillow's")
     steps.append(f"write the bundle {out}")
     return tuple(steps)
 

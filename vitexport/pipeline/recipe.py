@@ -1,4 +1,4 @@
-"""The recipe of an earlier build enters; what it takes to make the same INT8 numbers again leaves."""
+"""Input: the recipe of an earlier build; output: what it takes to make the same INT8 numbers again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Replay:
             )
 
     def check_layers(self, names: Collection[str]) -> None:
-        """Hold what stays float against the `names` of what this build would quantize.
+        """Check what stays float against the `names` of what this build would quantize.
 
         Raises:
             InputError: The recipe names something else: it was made of another model.
@@ -57,7 +57,7 @@ class Replay:
             )
 
     def check_images(self, calibration: ImageSet) -> None:
-        """Hold the calibration set against the earlier one.
+        """Check the calibration set against the earlier one.
 
         Raises:
             InputError: It holds other images, so that other numbers would come out.

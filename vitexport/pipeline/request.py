@@ -1,4 +1,4 @@
-"""What the user asks for enters as a `BuildRequest`; what would be done leaves as a `Plan`. Plain data."""
+"""What the user asks for, as a `BuildRequest`, and what would be done, as a `Plan`. Plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration pictures enter; copies as a worse camera would have taken them leave.
+"""Input: calibration pictures; output: copies as a worse camera would have taken them.
 
 Ranges that fit clean pictures tightly clip what a device really sees. On the sample model, ranges that also saw degraded
 copies kept 2 to 6 dB more on noisy, turned and overexposed pictures and lost nothing on clean ones.

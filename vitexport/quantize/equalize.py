@@ -1,4 +1,4 @@
-"""What was seen of an activation and the layers that read it enter; the scale and shift of each of its channels leave.
+"""Input: what was seen of an activation and the layers that read it; output: the scale and shift of each of its channels.
 
 A few channels of a Vision Transformer are 20 to 1000 times larger than the rest, and a quantizer has one step for all. Here
 the large ones are made small and the layers' weights in their place large (SmoothQuant, Xiao et al. 2022; the shift as in

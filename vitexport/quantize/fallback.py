@@ -1,4 +1,4 @@
-"""Layers by their sensitivity, and a test of the budget, enter; the few layers that have to stay float leave."""
+"""Input: layers by their sensitivity, and a test of the budget; output: the few layers that have to stay float."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A float graph and its linear layers enter; where a scale and a shift per channel can be folded in exactly leaves.
+"""Input: a float graph and its linear layers; output: where a scale and a shift per channel can be folded in exactly.
 
 - ``norm``: LayerNormalization → layers. γ and β take the scale and the shift, the layers' weights and biases undo them.
 - ``value``: the columns of qkv that become v → attention → proj. The rows of a softmax sum to one, so what v is scaled and

@@ -1,4 +1,5 @@
-"""Calibration images enter; what is known of every activation that will be quantized leaves, in memory that does not grow.
+"""Input: calibration images; output: what is known of every activation that will be quantized, in memory that does not
+grow.
 
 One float pass over the images. Of each activation a fixed number of rows (tokens), spread evenly over images and positions,
 goes into a histogram per channel; fewer into the second moments that rounding needs; and a few are kept.

@@ -1,4 +1,4 @@
-"""A float graph and a `Placement` enter; the layers, and the other tensors, that are quantized leave.
+"""Input: a float graph and a `Placement`; output: the layers, and the other tensors, that are quantized.
 
 Placement A ("linear"): every MatMul with a constant weight inside the network, which in a Vision Transformer are qkv, proj,
 fc1 and fc2 of each block; and, where blocks are made of convolutions, every Conv that mixes all of its channels. Float stay:

@@ -1,4 +1,4 @@
-"""What was seen of an activation enters; the range that its quantizer covers leaves. Arithmetic on histograms."""
+"""Input: what was seen of an activation; output: the range that its quantizer covers. Arithmetic on histograms."""
 
 from __future__ import annotations
 

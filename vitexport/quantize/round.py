@@ -1,4 +1,4 @@
-"""Float ranges and weights enter; integer weights, scales and zero points leave. Pure arithmetic on numpy arrays."""
+"""Input: float ranges and weights; output: integer weights, scales and zero points. Pure arithmetic on numpy arrays."""
 
 from __future__ import annotations
 

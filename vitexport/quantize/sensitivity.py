@@ -1,4 +1,4 @@
-"""Calibrated layers enter; what each of them alone does to the model's outputs leaves.
+"""Input: calibrated layers; output: what each of them alone does to the model's outputs.
 
 The error of a layer's own output is known from calibration for nothing, but says little of what becomes of it: behind one
 layer the network averages it away, behind another it is all that the next stage sees. Measuring that takes a graph for each

@@ -1,4 +1,4 @@
-"""Words of a user or of a recipe enter; how a model is to be quantized leaves, as plain data."""
+"""Input: words of a user or of a recipe; output: how a model is to be quantized, as plain data."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ class QuantSettings:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Hold the expressions against what `re` takes.
+        """Check the expressions against what `re` takes.
 
         Raises:
-            UsageError: One is no regular expression.
+            UsageError: One is not a valid regular expression.
         """
         for pattern in (*self.include, *self.exclude):
             _check_expression(pattern)
@@ -166,7 +166,8 @@ def _check_expression(pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"{pattern!r} is no regular expression ({error}); give one such as blocks\\.0\\..*fc2.") from error
+        message = f"{pattern!r} is not a valid regular expression ({error}); give one such as blocks\\.0\\..*fc2."
+        raise UsageError(message) from error
 
 
 def check_placement(placement: Placement, arithmetic: Arithmetic) -> None:

@@ -1,4 +1,4 @@
-"""An onnx-ir model enters a rewrite and the same model, changed in one respect, leaves: one rewrite, one file.
+"""Change an onnx-ir model in one respect, and leave its function alone: one rewrite, one file.
 
 Each is an `onnx_ir.passes.InPlacePass` that states what it needs in ``requires`` and what then holds in ``ensures``.
 `apply` runs them in order; a failure names the rewrite and those before it.

@@ -1,4 +1,4 @@
-"""Nothing enters; the rewrites that make a finished graph fast on ONNX Runtime's CPU provider leave, in their order."""
+"""Output: the rewrites that make a finished graph fast on ONNX Runtime's CPU provider, in their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A float graph and INT8 numbers for its linear layers enter; ONNX Runtime's own integer operators for CPUs leave.
+"""Input: a float graph and INT8 numbers for its linear layers; output: ONNX Runtime's own integer operators for CPUs.
 
 Per layer: activation → QuantizeLinear → com.microsoft.MatMulIntegerToFloat (with bias) → float. Plain Q/DQ would be slower
 than float there: ONNX Runtime first fuses MatMul and Add into Gemm, its Q/DQ pattern then no longer matches, and every

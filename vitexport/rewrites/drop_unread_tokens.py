@@ -1,4 +1,4 @@
-"""A graph that computes tokens which nothing reads enters; the same graph without these computations leaves.
+"""Input: a graph that computes tokens which nothing reads; output: the same graph without these computations.
 
 A classifier that reads the class token (and the distillation token behind it) uses nothing else of what the last block
 computes behind k and v. What is computed token by token (linear layers, LayerNormalization, activations, residual Adds,

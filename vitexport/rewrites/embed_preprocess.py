@@ -1,4 +1,4 @@
-"""A model of normalized pixels and a `PreprocessSpec` enter; the model that takes the picture itself leaves.
+"""Input: a model of normalized pixels and a `PreprocessSpec`; output: the model that takes the picture itself.
 
 Its input becomes uint8 [batch, height, width, 3], RGB of any size, which for a model of one channel is made grey first;
 for a model of two channels, or of more than three, uint8 [batch, height, width, channels]. Resizing, cropping, scaling

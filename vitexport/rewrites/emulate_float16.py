@@ -1,4 +1,4 @@
-"""A float32 graph (with or without Q/DQ) enters; a float32 graph that computes what float16 would leaves. It never ships.
+"""Input: a float32 graph (with or without Q/DQ); output: a float32 graph that computes what float16 would. It never ships.
 
 ONNX Runtime's CPU provider computes float16 operators in float32 and keeps the wide values between them, so running the
 float16 graph there would hide every overflow. Here each tensor is cast to float16 and back, explicitly: products still

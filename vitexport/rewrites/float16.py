@@ -1,4 +1,4 @@
-"""A float32 graph (with or without Q/DQ) enters; the strongly typed float16 graph that TensorRT takes as it is leaves.
+"""Input: a float32 graph (with or without Q/DQ); output: the strongly typed float16 graph that TensorRT takes as it is.
 
 The interface stays float32: one Cast after ``image`` and one before each output. What stays safe, and how:
 

@@ -1,4 +1,4 @@
-"""A float graph for ONNX Runtime enters; the same with its large weights kept in float16, half the file, leaves.
+"""Input: a float graph for ONNX Runtime; output: the same with its large weights kept in float16, half the file.
 
 It computes in float32 as before: each weight is widened by a Cast, which ONNX Runtime does once, when it loads the model
 (constant folding, all runtimes from the phone to WebAssembly). A weight that float16 cannot hold stays as it is.

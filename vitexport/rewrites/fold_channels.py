@@ -1,4 +1,4 @@
-"""A float graph and scales and shifts per channel enter; a graph of the same float function, with other channels, leaves.
+"""Input: a float graph and scales and shifts per channel; output: a graph of the same float function, with other channels.
 
 A tensor x that layers read becomes (x - shift) / scale: what computes it is changed to give that, and the layers' weights
 and biases undo it; or, of q and k, each undoes the other and no layer has to. Only constants change, but for one Sub where

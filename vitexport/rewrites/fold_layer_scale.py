@@ -1,4 +1,4 @@
-"""A graph that multiplies what a linear layer computes by one constant a channel enters; the layer alone leaves.
+"""Input: a graph that multiplies what a linear layer computes by one constant a channel; output: the layer alone.
 
 DeiT-III, BEiT and others scale each residual branch so (CaiT's LayerScale, https://arxiv.org/abs/2103.17239). In float the
 weight takes the factors. In integers the weight's scales do, and where a factor is negative the integers change their sign,

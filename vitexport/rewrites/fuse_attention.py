@@ -1,4 +1,4 @@
-"""A graph whose attention is written out enters; ONNX Runtime's MultiHeadAttention operator in its place leaves.
+"""Input: a graph whose attention is written out; output: ONNX Runtime's MultiHeadAttention operator in its place.
 
 What is replaced, for q, k, v of shape [batch, heads, tokens, channels] and a constant bias for the whole batch::
 

@@ -1,4 +1,4 @@
-"""A float graph and INT8 numbers for its linear layers enter; explicit quantization that TensorRT accepts leaves.
+"""Input: a float graph and INT8 numbers for its linear layers; output: explicit quantization that TensorRT accepts.
 
 Per layer: activation → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← int8 weight. Nothing stands between
 the weight's DequantizeLinear and the MatMul, biases stay float (TensorRT rejects an int32 bias behind DequantizeLinear),
@@ -81,7 +81,7 @@ class InsertQdq(InPlacePass):
     Args:
         layers: In graph order.
         inputs: Further inputs that get a pair.
-        symmetric: Hold the result against TensorRT's rules. Off only for a graph that judges a CPU variant's numbers.
+        symmetric: Check the result against TensorRT's rules. Off only for a graph that judges a CPU variant's numbers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A node that multiplies by a constant weight enters; the linear layer that it belongs to, with its bias, leaves."""
+"""Input: a node that multiplies by a constant weight; output: the linear layer that it belongs to, with its bias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph with Col2Im enters; the same sums of overlapping patches, as transposed convolutions, leave.
+"""Input: a graph with Col2Im; output: the same sums of overlapping patches, as transposed convolutions.
 
 VOLO's outlook attention ends in `torch.nn.functional.fold`. TensorRT-RTX 1.7.1 refuses its ONNX operator, Col2Im, without
 saying so ("cannot parse: false"; no upstream issue was found). A ConvTranspose whose kernels hold a single 1 puts each value

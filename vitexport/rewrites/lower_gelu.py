@@ -1,4 +1,4 @@
-"""A graph with ``Gelu`` operators (opset 20) enters; the same function in operators of opset 13 leaves."""
+"""Input: a graph with ``Gelu`` operators (opset 20); output: the same function in operators of opset 13."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph with ``LayerNormalization`` operators (opset 17) enters; the same function in operators of opset 13 leaves.
+"""Input: a graph with ``LayerNormalization`` operators (opset 17); output: the same function in operators of opset 13.
 
 For stacks whose TensorRT has no such operator (before 8.6). The names of the new nodes go into the engine recipe: under
 the FP16 flag their variance must be constrained to FP32, or it overflows (https://github.com/NVIDIA/TensorRT/issues/2709).

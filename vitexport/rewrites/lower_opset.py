@@ -1,4 +1,4 @@
-"""A graph of the export opset enters; the same graph declared for, and valid in, an older opset leaves.
+"""Input: a graph of the export opset; output: the same graph declared for, and valid in, an older opset.
 
 Only what Vision Transformers hold is converted; whatever else changed between the opsets is refused by ONNX's own checker,
 with the operator's name. (`onnx.version_converter` has no way down for Gelu, LayerNormalization or the axes inputs.)

@@ -1,4 +1,4 @@
-"""A fresh export enters; its nodes and values leave under the names of the timm modules they came from."""
+"""Input: a fresh export; output: its nodes and values under the names of the timm modules they came from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An operator that only moves elements and an array enter; the array, moved as the operator would, leaves.
+"""Input: an operator that only moves elements and an array; output: the array, moved as the operator would.
 
 Moving an array of indices tells where each element of a tensor came from, whatever operators an exporter chose.
 """

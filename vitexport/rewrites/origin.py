@@ -1,4 +1,4 @@
-"""The q, k or v of an attention enters; the columns of a tensor of a linear layer that it was made of leave.
+"""Input: the q, k or v of an attention; output: the columns of a tensor of a linear layer that it was made of.
 
 What happens to a qkv tensor until q · kᵀ is linear: elements are moved, scaled, and in a rotary embedding mixed in pairs.
 Which of them go where is not guessed from the operators, of which every exporter chooses others: the index and the factor of

@@ -1,4 +1,4 @@
-"""A graph whose attention scales its scores enters; the same attention with the scale on q leaves: one form for all.
+"""Input: a graph whose attention scales its scores; output: the same attention with the scale on q: one form for all.
 
 ``softmax(s · (q kᵀ) + bias)`` becomes ``softmax((s · q) kᵀ + bias)``. timm's networks have it both ways; TensorRT's fused
 attention is documented for a scale on q or k, and in float16 the product of unscaled q and k overflows first.

@@ -1,4 +1,4 @@
-"""A graph as PyTorch's exporter leaves it enters; the same function without what can be computed now leaves.
+"""Input: a graph as PyTorch's exporter leaves it; output: the same function without what can be computed now.
 
 The exporter's own ``optimize=True`` is not used, for two reasons that were measured. Its constant folding runs operators in
 ONNX's reference evaluator, written in Python, for minutes: above all a Resize, of a position embedding of another size,

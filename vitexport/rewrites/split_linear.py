@@ -1,4 +1,4 @@
-"""A graph that slices the output of a linear layer by columns enters; one linear layer for each slice leaves.
+"""Input: a graph that slices the output of a linear layer by columns; output: one linear layer for each slice.
 
 timm computes q, k and v in one layer, and ONNX Runtime's MultiHeadAttention takes them apart. The columns of a linear layer
 do not depend on one another: splitting its weight changes no number, saves the copies, and lets the last block compute q for

@@ -1,4 +1,4 @@
-"""A float graph and what its tensors reach on real images enter; the nodes that float16 cannot compute safely leave.
+"""Input: a float graph and what its tensors reach on real images; output: the nodes that float16 cannot compute safely.
 
 By rule, never by a list of models or of names:
 

@@ -1,4 +1,4 @@
-"""A bundle's path enters; a `Model` that classifies pictures leaves. This is what applications import.
+"""Input: a bundle's path; output: a `Model` that classifies pictures. This is what applications import.
 
     from vitexport.runtime import load
 

@@ -1,4 +1,4 @@
-"""What the modules of a float graph compute for a few golden inputs enters; a file of samples of it leaves, and is read.
+"""Write and read samples of what the modules of a float graph compute for a few golden inputs.
 
 A bundle for an engine keeps them, so that where the engine departs from PyTorch the first module that does can be found on
 the device, without PyTorch and without the float graph being run there. Of each tensor a fixed number of elements is kept,

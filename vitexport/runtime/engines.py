@@ -1,4 +1,5 @@
-"""A verified bundle enters; the engines that were built for this machine and kept in it leave, each under its fingerprint.
+"""Input: a verified bundle; output: the engines that were built for this machine and kept in it, each under its
+fingerprint.
 
 They are not files of the manifest, which stays as it was built: ``engines/FINGERPRINT`` holds one engine, a report and
 ``engine.json``, which is sealed and names the manifest that the engine was built from. A folder takes its name in one
@@ -119,7 +120,7 @@ class BuiltHere:
     """An engine in a bundle.
 
     Attributes:
-        path: The serialized engine; its sha256 was held against ``engine.json``.
+        path: The serialized engine; its sha256 was checked against ``engine.json``.
         fingerprint: Where it was built.
         options: What the builder was asked for.
     """
@@ -279,7 +280,7 @@ def _locked(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"Another vitexport engine is at work in {root}; wait for it.") from None
+            raise InputError(f"Another vitexport engine is already running on {root}; wait for it to finish.") from None
         except OSError as error:
             # Linux asks a network file system for a lock that a folder, opened for reading, cannot have.
             raise InputError(

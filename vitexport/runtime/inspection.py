@@ -1,4 +1,4 @@
-"""What TensorRT's engine inspector says of an engine, as JSON, enters; what became of each transformer block leaves.
+"""Input: what TensorRT's engine inspector says of an engine, as JSON; output: what became of each transformer block.
 
 The JSON is `EngineInspector.get_engine_information`'s, or what ``trtexec --exportLayerInfo`` writes. Its layout differs
 between releases: 8.x and 10.x give each tensor one ``Format/Datatype`` and name the engine's own tensors in ``Bindings``;

@@ -1,4 +1,4 @@
-"""A bundle's path enters; a `Model` on the best that this machine has for it leaves, and says what that is.
+"""Load a bundle on the best that this machine has for it, and say what that is.
 
 An engine that was built for this machine comes first: one in ``engines/`` by its fingerprint, then the bundle's own. Where
 neither fits, ONNX Runtime runs the bundle's ONNX, on the GPU if it can, else on the CPU, and `Model.fallback` says why.

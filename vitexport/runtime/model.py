@@ -1,4 +1,4 @@
-"""A loaded bundle and pictures enter; the model's outputs, probabilities and labels leave."""
+"""Input: a loaded bundle and pictures; output: the model's outputs, probabilities and labels."""
 
 from __future__ import annotations
 

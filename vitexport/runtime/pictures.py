@@ -1,4 +1,4 @@
-"""Whatever an application has of a picture enters; what `preprocess` takes leaves, one after another."""
+"""Input: whatever an application has of a picture; output: what `preprocess` takes, one after another."""
 
 from __future__ import annotations
 

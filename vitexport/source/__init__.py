@@ -1,4 +1,4 @@
-"""A model's name, a checkpoint and overrides enter; the live module in eval mode and its `ModelSource` leave.
+"""Input: a model's name, a checkpoint and overrides; output: the live module in eval mode and its `ModelSource`.
 
 The request is plain data; PyTorch and timm are imported with the first name that needs them.
 """

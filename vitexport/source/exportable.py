@@ -1,6 +1,6 @@
-"""A live module enters; the same function, in the form that exports to operators which engines fuse, leaves.
+"""Input: a live module; output: the same function, in the form that exports to operators which engines fuse.
 
-Whatever is changed here is held against what the untouched module computed.
+Whatever is changed here is checked against what the untouched module computed.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ VIT_FAMILIES = frozenset(
 
 
 def check_family(name: str, module: str) -> None:
-    """Hold the module that defines a network against the families.
+    """Check the module that defines a network against the families.
 
     Raises:
         InputError: It is none of them.

@@ -1,4 +1,4 @@
-"""A model and the outputs that are asked of it enter; a module that computes exactly those leaves."""
+"""Input: a model and the outputs that are asked of it; output: a module that computes exactly those."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def expose(model: nn.Module, request: ModelRequest, recorded: Task | None = None
             "leave out `head=classifier` for its embedding."
         )
     if request.softmax and head != "classifier":
-        raise UsageError("`softmax` makes probabilities of logits, and no classifier is asked for; leave it out.")
+        raise UsageError("`softmax` needs a classifier head. Remove it, or use `head=classifier`.")
     check_outputs(request)
     if request.features and not hasattr(model, "forward_intermediates"):
         raise UsageError(f"`features`: timm's {type(model).__name__} has no forward_intermediates; choose another model.")

@@ -1,4 +1,4 @@
-"""A `ModelRequest` enters; the live module with the outputs that were asked for, and its `ModelSource`, leave."""
+"""Input: a `ModelRequest`; output: the live module with the outputs that were asked for, and its `ModelSource`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A live module, or the file and function that make one, enters; the same as of a named model leaves.
+"""Input: a live module, or the file and function that make one; output: the same as of a named model.
 
 Nothing is known of it but what it computes, and nothing is guessed: preprocessing is given, and whether it returns classes.
 """

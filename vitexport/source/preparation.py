@@ -1,4 +1,4 @@
-"""The model's data config, the file's word and the user's enter; one `PreprocessSpec`, and who said what of it, leave."""
+"""Input: the model's data config, the file's word and the user's; output: one `PreprocessSpec`, and who said what of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A live module and one image enter; every matrix product and convolution that it computes from the image leaves.
+"""Input: a live module and one image; output: every matrix product and convolution that it computes from the image.
 
 What is computed from weights alone is left out: an export folds it into a constant.
 """

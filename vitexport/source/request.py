@@ -133,7 +133,7 @@ def _size(value: Any) -> Any:
 
 
 def check_outputs(request: ModelRequest) -> None:
-    """Hold the asked outputs against one another, as far as the model is not needed for it.
+    """Check the asked outputs against one another, as far as the model is not needed for it.
 
     Raises:
         UsageError: They contradict one another.
@@ -141,7 +141,7 @@ def check_outputs(request: ModelRequest) -> None:
     head, features = request.head, request.features
     # Class texts make a classifier of any embedding.
     if request.softmax and not request.zero_shot and (head not in (None, "classifier") or (head is None and features)):
-        raise UsageError("`softmax` makes probabilities of logits, and no classifier is asked for; leave it out.")
+        raise UsageError("`softmax` needs a classifier head. Remove it, or use `head=classifier`.")
     if not features:
         return
     shown = ",".join(map(str, features))
@@ -160,7 +160,7 @@ _OF_PREPROCESS = ("img_size", "mean", "std", "crop_pct", "interpolation")
 
 
 def check_own(request: ModelRequest) -> None:
-    """Hold what is asked of a module of one's own against what can be asked of it; of a named model, that it is named.
+    """Check what is asked of a module of one's own against what can be asked of it; of a named model, that it is named.
 
     Raises:
         UsageError: Fields contradict one another.

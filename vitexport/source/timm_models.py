@@ -1,4 +1,4 @@
-"""A timm name enters; timm's model, untrained or pretrained, leaves. Unknown names and absent weights are refused soon."""
+"""Input: a timm name; output: timm's model, untrained or pretrained. Unknown names and absent weights are refused soon."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``torchvision:vit_b_16`` enters; the same network as timm's VisionTransformer, with torchvision's weights, leaves.
+"""Input: ``torchvision:vit_b_16``; output: the same network as timm's VisionTransformer, with torchvision's weights.
 
 torchvision's ViT is the original one, which timm has too: the weights are carried over name by name, and both modules are
-held against each other on one image. So everything behind this door (heads, image sizes, feature maps, export) is the same.
+compared on one image. So everything behind this door (heads, image sizes, feature maps, export) is the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A module enters; what running it once tells of it leaves, in the form that exports."""
+"""Input: a module; output: what running it once tells of it, in the form that exports."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _how_to_build(target: Target) -> str:
     text = f"build it on the device ({target.name}, {target.stack})"
     if version_key(str(target.tensorrt)) < OLDEST_WITH_OUR_PYTHON:
         return (
-            f"{text}: run {SCRIPT_NAME} of the bundle there, which calls trtexec; then {CHECK_SCRIPT}, which holds it "
+            f"{text}: run {SCRIPT_NAME} of the bundle there, which calls trtexec; then {CHECK_SCRIPT}, which checks it "
             "against PyTorch with the Python of that JetPack alone"
         )
     return f"{text}: run vitexport engine BUNDLE there; or, without vitexport, its {SCRIPT_NAME}, which calls trtexec"
@@ -152,7 +152,7 @@ def write_check(
     script = folder / CHECK_SCRIPT
     script.write_text(
         "#!/bin/sh\n"
-        f"# Runs {FILE_NAME}, which {SCRIPT_NAME} builds, on golden inputs and holds its outputs against PyTorch's.\n"
+        f"# Runs {FILE_NAME}, which {SCRIPT_NAME} builds, on golden inputs and checks its outputs against PyTorch's.\n"
         f"{_PLACE}"
         'seen=$(mktemp)\ntrap \'rm -f "$seen" "$seen.log"\' EXIT\n'
         f'{shlex.join(words)} --exportOutput="$seen" >"$seen.log" 2>&1 || {{ cat "$seen.log" >&2; exit 5; }}\n'

@@ -1,4 +1,4 @@
-"""A target's name enters; what the device can do leaves, with what speaks against a build for it.
+"""Input: a target's name; output: what the device can do, with what speaks against a build for it.
 
 ``from vitexport.targets import catalogue`` gives the function; it stands before the module of the same name.
 """

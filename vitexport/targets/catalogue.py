@@ -1,4 +1,4 @@
-"""The name of a device and a JetPack release enter; the `Target` with its stack resolved leaves."""
+"""Input: the name of a device and a JetPack release; output: the `Target` with its stack resolved."""
 
 from __future__ import annotations
 

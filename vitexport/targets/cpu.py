@@ -1,4 +1,4 @@
-"""The text of /proc/cpuinfo enters; the machine's CPU, its class in the catalogue and what it cannot compute leave."""
+"""Input: the text of /proc/cpuinfo; output: the machine's CPU, its class in the catalogue and what it cannot compute."""
 
 from __future__ import annotations
 

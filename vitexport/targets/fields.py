@@ -1,4 +1,4 @@
-"""A mapping read from TOML or JSON enters; its values leave by name, each of the type that was asked for."""
+"""Input: a mapping read from TOML or JSON; output: its values by name, each of the type that was asked for."""
 
 from __future__ import annotations
 

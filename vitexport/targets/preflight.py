@@ -1,4 +1,4 @@
-"""A target, a precision, a batch size and the model's size enter; everything that speaks against them leaves at once.
+"""Input: a target, a precision, a batch size and the model's size; output: everything that speaks against them at once.
 
 Nothing is built or measured: this is what can be said before the slow part begins.
 """
@@ -13,7 +13,7 @@ from vitexport.targets.rows import packaged
 from vitexport.targets.target import PRECISIONS, Target, version_key
 
 # Bytes per weight and per activation. Between the linear layers the activations of an int8 variant are FP16 on a GPU;
-# a CPU class has no memory size to hold them against.
+# a CPU class has no memory size to check them against.
 _WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _ACTIVATION_BYTES = {"fp32": 4, "fp16": 2, "int8": 2}
 # The rest is for the runtime itself, and on a Jetson for the system that shares the memory.

@@ -1,4 +1,4 @@
-"""The text of catalogue.toml enters; its validated rows leave, or one error that names the row and the key.
+"""Input: the text of catalogue.toml; output: its validated rows, or one error that names the row and the key.
 
 The rules between the keys are here too: a Jetson has JetPack releases, a GPU that TensorRT-RTX does not know has a
 version of full TensorRT, a CPU class with 8-bit weights names the CPU flags that make them safe.

@@ -1,4 +1,4 @@
-"""Names of GPUs enter; one `Target` whose single engine file serves them all leaves.
+"""Input: names of GPUs; output: one `Target` whose single engine file serves them all.
 
 TensorRT-RTX compiles one file for several compute capabilities; full TensorRT builds each engine on its own device, and a
 CPU needs none.

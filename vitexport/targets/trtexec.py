@@ -1,4 +1,4 @@
-"""Words of a trtexec command and a version of TensorRT enter; those that its trtexec does not read leave."""
+"""Input: words of a trtexec command and a version of TensorRT; output: those that its trtexec does not read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reads(option: str, tensorrt: str) -> bool:
 
 
 def check_words(words: Sequence[str], tensorrt: str) -> None:
-    """Hold a command line against what trtexec of TensorRT `tensorrt` reads.
+    """Check a command line against what trtexec of TensorRT `tensorrt` reads.
 
     Raises:
         ToolchainError: It would refuse an option.

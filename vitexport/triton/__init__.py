@@ -1,4 +1,4 @@
-"""Bundles enter; a model repository of the Triton Inference Server leaves, with a client and a page on scaling out.
+"""Input: bundles; output: a model repository of the Triton Inference Server, with a client and a page on scaling out.
 
 Serving itself is Triton's.
 """

@@ -1,4 +1,4 @@
-"""Names, shapes and settings of one Triton model enter; its ``config.pbtxt`` leaves, in protobuf's text form."""
+"""Input: names, shapes and settings of one Triton model; output: its ``config.pbtxt``, in protobuf's text form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles enter; the models of a Triton repository that serve them leave, each with its configuration and its files.
+"""Input: bundles; output: the models of a Triton repository that serve them, each with its configuration and its files.
 
 What a bundle has decides what is served:
 

@@ -1,4 +1,4 @@
-"""Models enter; a Triton repository with one more version of each leaves, or the repository as it was.
+"""Input: models; output: a Triton repository with one more version of each, or the repository as it was.
 
 A version's folder is added, under the next number; nothing that is there is overwritten. Each model is prepared whole where
 a server looks for none, and appears by renaming. Triton takes every folder of a repository for a model, hidden ones too, and

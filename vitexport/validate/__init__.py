@@ -1,1 +1,1 @@
-"""A reference and the shipped artifact enter; checks and measurements of accuracy, numerics and latency leave."""
+"""Input: a reference and the shipped artifact; output: checks and measurements of accuracy, numerics and latency."""

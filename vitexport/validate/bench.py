@@ -1,4 +1,4 @@
-"""A loaded bundle enters; how long it takes on this device, and everything that a quoted latency depends on, leaves.
+"""Input: a loaded bundle; output: how long it takes on this device, and everything that a quoted latency depends on.
 
 Three times are told apart: ``gpu``, between two CUDA events around one enqueue, inputs on the device; ``run``, from the
 preprocessed tensor on the host to the outputs on the host; ``end_to_end``, from pixels on the host to the outputs on the

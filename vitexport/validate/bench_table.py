@@ -1,4 +1,4 @@
-"""The document of ``vitexport bench`` enters; the words and rows that people read of it leave."""
+"""Input: the document of ``vitexport bench``; output: the words and rows that people read of it."""
 
 from __future__ import annotations
 

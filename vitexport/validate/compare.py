@@ -1,4 +1,4 @@
-"""Two measurements of a model enter; a table side by side, and what makes their figures not comparable, leave.
+"""Input: two measurements of a model; output: a table side by side, and what makes their figures not comparable.
 
 A measurement is the document of ``vitexport bench -o``, any report that holds one (``vitexport bench --json``, an engine's
 ``report.json``), or a bundle, whose build timed what it could.
@@ -42,7 +42,7 @@ class Cell:
         runner: ``shipped``, or what was timed beside it.
         batch: Images a call.
         what: ``gpu``, ``run`` or ``end_to_end``.
-        graph: Whether a CUDA graph was replayed; a CPU has none, and is held against a GPU without one.
+        graph: Whether a CUDA graph was replayed; a CPU has none, and is checked against a GPU without one.
     """
 
     runner: str

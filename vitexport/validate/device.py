@@ -1,4 +1,4 @@
-"""A loaded bundle enters; a `Report` on this device, made without torch and without the training data, leaves."""
+"""Input: a loaded bundle; output: a `Report` on this device, made without torch and without the training data."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def validate_bundle(
         scores = answers(model, answer, data, progress)
         found, measurements["accuracy"] = judge_data(model, answer, data, scores, built.get("accuracy", {}), budget)
         checks += [*found, *_absolute(model, scores, data, expect_top1)]
-    verified = f"{len(model.manifest.files)} files were held against the manifest's sha256 before anything was loaded."
+    verified = f"{len(model.manifest.files)} files were checked against the manifest's sha256 before anything was loaded."
     return Report(
         title=title(model),
         checks=tuple(checks),

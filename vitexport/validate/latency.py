@@ -1,4 +1,4 @@
-"""Callables and one batch enter; latency percentiles, timed in turn in one run, leave."""
+"""Input: callables and one batch; output: latency percentiles, timed in turn in one run."""
 
 from __future__ import annotations
 

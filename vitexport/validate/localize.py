@@ -1,7 +1,7 @@
-"""An engine that departs from PyTorch enters, as something that can be built again; the first timm module that does leaves.
+"""Find the first timm module that departs from PyTorch in an engine that can be built again.
 
 The network is built again with the blocks' outputs marked as outputs of the engine, then with those of the first wrong
-block's modules, and each is held against what the float graph computed when the bundle was built. That works under strong
+block's modules, and each is checked against what the float graph computed when the bundle was built. That works under strong
 typing too, where no layer can be asked for another precision.
 """
 

@@ -1,4 +1,4 @@
-"""Outputs of a reference and of a candidate enter; figures of agreement and accuracy leave. Pure arithmetic."""
+"""Input: outputs of a reference and of a candidate; output: figures of agreement and accuracy. Pure arithmetic."""
 
 from __future__ import annotations
 

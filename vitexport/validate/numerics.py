@@ -1,4 +1,4 @@
-"""Outputs of PyTorch and of a candidate enter; the checks that say whether the candidate may ship leave."""
+"""Input: outputs of PyTorch and of a candidate; output: the checks that say whether the candidate may ship."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The package's photographs leave as pictures of real and odd sizes; another way to preprocess enters, and how far it is
-from Python's leaves.
-"""
+"""Compare another way to preprocess with Pillow's, on pictures of real and odd sizes made of the package's photographs."""
 
 from __future__ import annotations
 
@@ -69,7 +67,7 @@ def compare_pictures(
     spec: PreprocessSpec,
     embedded: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
 ) -> PictureError:
-    """Hold `embedded` against `preprocess` on each of `pictures`.
+    """Check `embedded` against `preprocess` on each of `pictures`.
 
     Args:
         pictures: By name, RGB, or arrays with the channels that `spec` takes.

@@ -1,4 +1,4 @@
-"""What preprocessing made of known pictures at build time enters; whether it does the same here leaves.
+"""Input: what preprocessing made of known pictures at build time; output: whether it does the same here.
 
 The golden inputs are kept after resize and crop, so they say nothing of what comes before. On the device a pattern of noise,
 on which no two filters agree, and two of the package's photographs, a grey one and one in colour, go that way again, through
@@ -47,7 +47,7 @@ def preprocessed(spec: PreprocessSpec) -> NDArray[np.uint8]:
 
 
 def same_preprocessing(kept: NDArray[np.uint8] | None, spec: PreprocessSpec) -> tuple[Check, ...]:
-    """Hold `kept`, what `preprocessed` gave when the bundle was built, against what it gives here.
+    """Check `kept`, what `preprocessed` gave when the bundle was built, against what it gives here.
 
     Args:
         kept: None where an earlier vitexport built the bundle.

@@ -1,4 +1,4 @@
-"""Folders of the user's, if any, enter; the real images that parity and golden checks use leave.
+"""Input: folders of the user's, if any; output: the real images that parity and golden checks use.
 
 Without a folder these are photographs that come with the package: never noise, on which a ViT's activations look nothing
 like those on a picture.

@@ -1,4 +1,4 @@
-"""The live module and images enter; PyTorch's outputs, which everything is measured against, leave."""
+"""Input: the live module and images; output: PyTorch's outputs, which everything is measured against."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One module a tool, run in the environment of that tool: a float ONNX enters, a quantized one leaves."""
+"""Input: one module a tool, run in the environment of that tool: a float ONNX; output: a quantized one."""

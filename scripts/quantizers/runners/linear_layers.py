@@ -1,4 +1,4 @@
-"""A float ONNX enters; the names of the nodes that vitexport's default placement quantizes, and of all others, leave.
+"""Input: a float ONNX; output: the names of the nodes that vitexport's default placement quantizes, and of all others.
 
 These are the MatMuls with a constant weight: qkv, proj, fc1 and fc2 of each block. A quantizer that is held to them is
 compared by how it quantizes, not by what.

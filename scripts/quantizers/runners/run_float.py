@@ -1,4 +1,4 @@
-"""A float ONNX and inputs enter; the seconds that ONNX Runtime takes for one bare pass over them leave."""
+"""Input: a float ONNX and inputs; output: the seconds that ONNX Runtime takes for one bare pass over them."""
 
 from __future__ import annotations
 

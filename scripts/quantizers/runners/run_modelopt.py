@@ -1,4 +1,4 @@
-"""A float ONNX, calibration inputs and a setting enter; NVIDIA ModelOpt's INT8 quantization of it leaves.
+"""Input: a float ONNX, calibration inputs and a setting; output: NVIDIA ModelOpt's INT8 quantization of it.
 
 ModelOpt places Q/DQ by its own rules for TensorRT; ``-linear`` holds it to the linear layers. What is not quantized stays
 float32 instead of its default float16, so that the quantization alone is compared.

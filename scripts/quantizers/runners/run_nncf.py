@@ -1,4 +1,4 @@
-"""A float ONNX, calibration inputs and a setting enter; NNCF's post-training quantization of it leaves.
+"""Input: a float ONNX, calibration inputs and a setting; output: NNCF's post-training quantization of it.
 
 ``default`` is NNCF's own choice for transformers: SmoothQuant, and asymmetric activations, which TensorRT does not read.
 ``symmetric`` is its ``PERFORMANCE`` preset, with symmetric ones; ``-linear`` holds it to the linear layers.

@@ -1,4 +1,4 @@
-"""A float ONNX, calibration inputs and a setting enter; ONNX Runtime's own static quantization of it leaves.
+"""Input: a float ONNX, calibration inputs and a setting; output: ONNX Runtime's own static quantization of it.
 
 Set as TensorRT needs it: symmetric int8 Q/DQ, a scale for each output channel of a weight, float biases and float outputs.
 Its default placement is every MatMul, those of attention included; ``-linear`` holds it to the linear layers. ``dynamic`` is

@@ -1,4 +1,4 @@
-"""A float ONNX and a folder of calibration images enter; vitexport's quantization for TensorRT leaves.
+"""Input: a float ONNX and a folder of calibration images; output: vitexport's quantization for TensorRT.
 
 The images are read and preprocessed here, inside what is timed, from the same files that the arrays for the others were
 made of.

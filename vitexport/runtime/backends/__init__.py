@@ -1,4 +1,4 @@
-"""An artifact's path enters; a `Backend` that computes the model's outputs from preprocessed images leaves.
+"""Input: an artifact's path; output: a `Backend` that computes the model's outputs from preprocessed images.
 
 The modules of this room are the only ones that import an engine library, and each is imported only when it is used.
 """
@@ -54,7 +54,7 @@ class Inspectable(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What an engine was built for, to be held against the machine before it is loaded.
+    """What an engine was built for, to be checked against the machine before it is loaded.
 
     Attributes:
         library: ``tensorrt-rtx`` or ``tensorrt``.

@@ -1,4 +1,4 @@
-"""Nothing enters; the CUDA runtime's Python bindings, the GPU that they find, and memory that it can read, leave.
+"""Output: the CUDA runtime's Python bindings, the GPU that they find, and memory that it can read.
 
 Whoever is about to call TensorRT asks here first: on a machine without a GPU it may end the process.
 """

@@ -1,4 +1,4 @@
-"""An ONNX file and images enter; outputs, or any tensors of the graph, leave. The only module that imports onnxruntime."""
+"""Compute an ONNX file, or any tensors of its graph, in ONNX Runtime. The only module that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from vitexport.errors import DeviceError, ToolchainError, missing
 from vitexport.quiet import quiet
 from vitexport.runtime.backends import Provider
 from vitexport.runtime.backends.cuda import why_no_driver
+
+# Its packages for Linux (tried: 1.31.1) write events and a device id below HOME and look up a collector's host, from the
+# import on. Whoever sets the variable otherwise is obeyed.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     import onnxruntime as ort

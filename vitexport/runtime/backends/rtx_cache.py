@@ -1,4 +1,4 @@
-"""An engine of TensorRT-RTX enters; an execution context whose kernels need not be compiled again leaves.
+"""Input: an engine of TensorRT-RTX; output: an execution context whose kernels need not be compiled again.
 
 TensorRT-RTX compiles its kernels for the GPU at hand when a context is made and when it first meets a shape. What it
 compiled can be kept, and a later start is then quick. Here the kernels of a shape are compiled when it is first met. By

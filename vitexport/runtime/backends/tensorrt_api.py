@@ -1,4 +1,4 @@
-"""A library's name enters; its Python module, whichever generation is installed, leaves. Nobody else imports TensorRT.
+"""Input: a library's name; output: its Python module, whichever generation is installed. Nobody else imports TensorRT.
 
 Full TensorRT is ``tensorrt``; TensorRT-RTX is ``tensorrt_rtx`` with NVIDIA's meta package and ``tensorrt_rtx_bindings``
 with the plain wheels. Members differ between 8.5 and 11: what may be absent is looked up by name, never by number.

@@ -1,4 +1,4 @@
-"""An ONNX file and a recipe enter; a serialized TensorRT or TensorRT-RTX engine leaves."""
+"""Input: an ONNX file and a recipe; output: a serialized TensorRT or TensorRT-RTX engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A serialized engine and images enter; its outputs, computed by TensorRT on this machine's GPU, leave.
+"""Input: a serialized engine and images; output: its outputs, computed by TensorRT on this machine's GPU.
 
 Memory is moved through the CUDA runtime's own Python bindings; no torch and no pycuda. A GPU is looked for before the
 first call into TensorRT, which may crash the process where there is none.
