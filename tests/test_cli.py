@@ -14,15 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import click
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 from conftest import CALIBRATION, CHECKPOINT, ROOT, SAMPLE_WORDS, VALIDATION, Built
 from safetensors.torch import load_file, save_file
 
 from vitexport.bundle import open_bundle
 from vitexport.cli import main, show
+from vitexport.cli.commands import cli
+from vitexport.cli.grouped import EXAMPLES, GROUPS
 from vitexport.cli.progress import native_output_aside
 from vitexport.runtime import load
+from vitexport.targets import catalogue
 
 Command: TypeAlias = "Callable[..., Result]"
 
@@ -539,3 +544,27 @@ def test_a_wrong_order_of_classes_fails_and_an_expectation_is_held(tmp_path: Pat
 def test_the_models_own_labels_leave_no_order_to_choose(tmp_path: Path, vitexport: Command) -> None:
     words = (*SAMPLE_WORDS, "--target", "cpu", "--data", VALIDATION, "--class-order", "natural", "-o", tmp_path / "out")
     assert_refused(vitexport("build", *words), 2, "the model's own labels give the order (0, 1, 2, …)")
+
+
+@pytest.mark.parametrize("command", ["build", "plan"])
+def test_every_option_of_a_build_stands_under_one_heading(command: str, vitexport: Command) -> None:
+    names = [name for group in GROUPS.values() for name in group]
+    options = {str(parameter.name) for parameter in cli.commands[command].params if isinstance(parameter, click.Option)}
+    assert len(set(names)) == len(names)
+    assert set(names) == options | {"help"}
+    shown = vitexport(command, "--help").stdout
+    assert all(f"{heading}:\n" in shown for heading in GROUPS)
+    assert shown.count("--target TARGET") == 1
+    for example in re.findall(rf"^  (vitexport {command} .*)$", shown, re.MULTILINE):
+        assert len(example) <= 78
+
+
+def test_examples_of_the_help_are_words_that_the_command_takes() -> None:
+    for _, words in EXAMPLES:
+        with cli.commands["plan"].make_context("plan", words.split()) as context:
+            assert context.params["target"]
+
+
+def test_a_shell_completes_targets() -> None:
+    found = [item.value for item in ShellComplete(cli, {}, "vitexport", "_C").get_completions(["build", "--target"], "l4")]
+    assert found == [name for name in catalogue() if name.startswith("l4")]

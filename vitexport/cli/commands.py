@@ -16,6 +16,7 @@ from vitexport.annotations import Truth, open_validation
 from vitexport.apps import KINDS, AppKind, write_app
 from vitexport.artifacts import num_names
 from vitexport.bundle import Bundle, Manifest, open_bundle
+from vitexport.cli.grouped import Grouped, complete_target
 from vitexport.cli.images import find_pictures
 from vitexport.cli.options import EXPECT_TOP1, PATH, build_options, data_options, output_options
 from vitexport.cli.prediction_files import FORMATS, SUFFIXES, write_predictions
@@ -70,7 +71,7 @@ def cli() -> None:
     """
 
 
-@cli.command(short_help="Build and validate a bundle.")
+@cli.command(cls=Grouped, short_help="Build and validate a bundle.")
 @build_options
 @output_options
 def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
@@ -90,7 +91,7 @@ def build(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int
     return report.exit_code
 
 
-@cli.command(short_help="Tell every problem and step of a build; run nothing.")
+@cli.command(cls=Grouped, short_help="Tell every problem and step of a build; run nothing.")
 @build_options
 @output_options
 def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
@@ -116,7 +117,13 @@ def plan(*, as_json: bool, quiet: bool, verbose: bool, **arguments: Any) -> int:
 
 @cli.command(short_help="Check an ONNX model against a target's engine rules.")
 @click.argument("model", type=PATH, metavar="MODEL.onnx")
-@click.option("--target", required=True, metavar="TARGET", help="A device of the catalogue, or cpu for this machine.")
+@click.option(
+    "--target",
+    required=True,
+    metavar="TARGET",
+    shell_complete=complete_target,
+    help="A device of the catalogue, or cpu for this machine.",
+)
 @click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson (default: its newest).")
 @output_options
 def check(*, model: Path, target: str, jetpack: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
@@ -139,7 +146,7 @@ def check(*, model: Path, target: str, jetpack: str | None, as_json: bool, quiet
 
 
 @cli.command(short_help="List devices, or say what one can do.")
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=complete_target)
 @click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson.")
 @output_options
 def targets(*, target: str | None, jetpack: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:

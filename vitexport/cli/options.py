@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from vitexport.artifacts import DEFAULT_THRESHOLD, Task
+from vitexport.cli.grouped import complete_target
 from vitexport.validate.budget import Budget
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -144,6 +145,7 @@ _BUILD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         required=True,
         multiple=True,
         metavar="TARGET",
+        shell_complete=complete_target,
         help="A device of the catalogue, or cpu for this machine; several GPUs of TensorRT-RTX share one engine file.",
     ),
     click.option("--jetpack", metavar="VERSION", help="JetPack release of a Jetson (default: its newest)."),
