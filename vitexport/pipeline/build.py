@@ -85,7 +85,8 @@ def _build(request: BuildRequest, prepared: Prepared, session: Session) -> Repor
         checks=tuple(checks),
         measurements=figures,
         machine=describe_machine(),
-        stages=tuple(session.watch.costs),
+        # What a stack has no need of takes no time.
+        stages=tuple(cost for cost in session.watch.costs if cost.seconds > 0),
         notes=(*_notes_on_source(prepared), *why, *notes, *chosen.notes, *_notes(prepared, timing, prediction, shipped)),
     )
     session.progress.begin(WRITING)
