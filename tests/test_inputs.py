@@ -24,7 +24,7 @@ from vitexport.datasets import open_labelled
 from vitexport.errors import InputError, UsageError, VitexportError
 from vitexport.legality.requirements import BY_OPERATOR, BY_OPSET, least_onnx_runtime
 from vitexport.pipeline import BuildRequest, plan, run
-from vitexport.pipeline import build as building
+from vitexport.pipeline import choose as choosing
 from vitexport.quantize.degrade import KINDS, degraded
 from vitexport.rewrites import apply
 from vitexport.rewrites import load as load_onnx
@@ -46,7 +46,7 @@ LOOSE = Budget(max_drop=100, min_agreement=0)
 def build(out: Path, **changes: Any) -> Built:
     values: dict[str, Any] = {"target": "cpu", "precision": "fp32", "out": out, "budget": LOOSE}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "LATENCY_SECONDS", 0.2)
+        patch.setattr(choosing, "LATENCY_SECONDS", 0.2)
         return Built(*run(BuildRequest(**(values | changes)), silent))
 
 

@@ -501,7 +501,7 @@ def test_equalization_that_would_change_the_float_model_is_left_out_and_told(
 def test_a_layer_whose_result_is_beyond_float16_is_not_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Casts between its Q/DQ and its product would cost the rounding and leave no integer arithmetic."""
     wide = frozenset({"blocks.1.mlp.fc2/MatMul"})
-    monkeypatch.setattr("vitexport.pipeline.candidates.float32_nodes", lambda *_: wide)
+    monkeypatch.setattr("vitexport.rewrites.stay_float32.float32_nodes", lambda *_: wide)
     bundle, report = run(sample_request(tmp_path / "out", **ORIN), silent)
     assert bundle.manifest.recipe is not None
     assert bundle.manifest.recipe["stay_float"] == ["blocks.1.mlp.fc2"]
