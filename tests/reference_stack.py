@@ -1,4 +1,4 @@
-"""A throw-away runtime stack, ONNX's reference evaluator: all that a new stack takes beside its line in `STACKS`."""
+"""A throw-away runtime stack, ONNX's reference evaluator: all of it but its line in `STACKS`, with its backend."""
 
 from __future__ import annotations
 

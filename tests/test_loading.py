@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -16,7 +18,8 @@ import onnxruntime as ort
 import pytest
 from conftest import VALIDATION, Built
 
-from vitexport.errors import DeviceError, MissingDependencyError, ToolchainError, UsageError
+from vitexport.bundle import write_sealed
+from vitexport.errors import BundleError, DeviceError, MissingDependencyError, ToolchainError, UsageError
 from vitexport.runtime import load
 from vitexport.runtime.backends import onnx_runtime
 from vitexport.targets import MachineCpu
@@ -162,6 +165,17 @@ def test_where_nothing_is_installed_that_could_run_it_the_first_reason_is_told(
     monkeypatch.setattr("vitexport.runtime.loading.open_onnx", absent)
     with pytest.raises(DeviceError, match="holds no engine"):
         load(jetson_bundle.root)
+
+
+def test_a_bundle_whose_runtime_does_not_run_on_its_target_is_refused(cpu_bundle: Built, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(cpu_bundle.root, folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["target"]["runtime"] = "tensorrt"
+    del manifest["sha256"]
+    write_sealed(folder / "manifest.json", manifest)
+    with pytest.raises(BundleError, match="is for a CPU and for tensorrt"):
+        load(folder)
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, "1"), ("0", "0")])

@@ -33,8 +33,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import stack_branches
 
 MOST_BRANCHES = 10
-# A third of what a build of this kind took when graphs travelled by file: 35, 22 and 15.
-MOST = {"loads": 11, "checks": 7, "hashes": 5}
+# When graphs travelled by file, a build of this kind took 74, 34 and 21. A weakly typed engine's layers are named from the
+# file that ships.
+MOST = {"loads": 1, "checks": 3, "hashes": 4}
 
 
 def test_little_outside_of_the_stacks_asks_which_one_it_is() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from vitexport.artifacts import INPUT_NAME, BatchRange, ModelSource
 from vitexport.errors import InputError, ToolchainError
 from vitexport.quiet import quiet
-from vitexport.rewrites import InPlacePass, apply
+from vitexport.rewrites import InPlacePass, apply, stamp
 from vitexport.rewrites.lower_col2im import LowerCol2Im
 from vitexport.rewrites.lower_gelu import LowerGelu
 from vitexport.rewrites.lower_layernorm import LowerLayerNorm
@@ -56,6 +56,7 @@ def export_graph(model: nn.Module, source: ModelSource, *, opset: int, layernorm
         rewrites.append(LowerOpset(opset))
     apply(exported, *rewrites)
     RemoveUnusedNodesPass()(exported)
+    stamp(exported)
     return exported
 
 

@@ -47,6 +47,7 @@ from vitexport.rewrites.stay_float32 import float32_nodes
 from vitexport.runtime.backends import open_onnx
 from vitexport.source.timm_models import create
 from vitexport.stacks.delivery import FILE_NAME, make_engine
+from vitexport.stacks.tensorrt_strong import with_pairs
 from vitexport.targets import OPSET, resolve
 from vitexport.validate import metrics
 from vitexport.validate.probes import PHOTOGRAPHS, probe_pixels
@@ -347,7 +348,7 @@ def int8(
     def made(floating: Collection[str]) -> tuple[OnnxModel, dict[str, Any]]:
         numbers = integers(calibrated, beyond.union(floating))
         path = folder / "model.int8.onnx"
-        save(stack.variant(calibrated.folded, "int8", numbers, wide).plain, path)
+        save(with_pairs(calibrated.folded, numbers), path)
         counts = {"layers": len(numbers.layers), "floating": len(floating), "beyond": len(beyond)}
         onnx = OnnxModel.of(path, opset=model.opset, batch=model.batch, precision="int8")
         return onnx, noise(path, images, wanted) | counts

@@ -1,7 +1,7 @@
 """Input: a `BuildRequest`; output: a `Plan` (its problems and steps, nothing run) or a finished bundle.
 
-The only room that knows the order of the stages: source → export → quantize → float16 → engine → validate → bundle. What a
-request alone tells is judged before PyTorch is imported.
+The only room that knows the order of the stages: source → export → PyTorch's outputs → every precision made and judged →
+timing → choice → graphs written → engine → bundle. What a request alone tells is judged before PyTorch is imported.
 """
 
 from __future__ import annotations

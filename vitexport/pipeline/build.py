@@ -69,8 +69,9 @@ def _build(request: BuildRequest, prepared: Prepared, session: Session) -> Repor
     chosen, why = choose(request, stack.target, candidates, timing, prediction)
     checks += [*found, *chosen.numerics.checks, *expectation(request.expect_top1, chosen.numerics.figures)]
     checks += [*refused_int8(candidates, chosen), *stack.speed_checks(chosen.precision, timing)]
-    shipped = write_graphs(chosen, exported, prepared, session.folder)
-    kept = keep_checkpoints(exported, stack.sampled(chosen.variant), reference, prepared.batch, session)
+    with session.watch.stage("write"):
+        shipped = write_graphs(chosen, exported, prepared, session.folder)
+    kept = keep_checkpoints(exported, chosen.variant, judge)
     engine, engine_checks = deliver(judge, shipped.onnx, chosen)
     embedded = embed(request, prepared, session, shipped.onnx, chosen.variant.graph) if request.embeds(stack) else None
     shipped = dataclasses.replace(shipped, checkpoints=kept, engine=engine, embedded=embedded)

@@ -79,10 +79,12 @@ class Judge:
         """
         refuse(variant.graph, self.stack.target)
         reference, precision = self.reference, variant.precision
-        emulation = self.stack.emulated(variant)
         self.session.progress(f"validating {precision}")
         with self.session.watch.stage(f"validate {precision}"):
-            backend = self.stack.open(emulation)
+            emulation = self.stack.emulated(variant)
+            backend, remark = self.stack.open(emulation), emulation.remark
+            # Its rounded constants are as large as the model's.
+            del emulation
             golden_outputs = run_in_batches(backend, reference.golden_images, self.batch)
             outputs = golden_outputs
             if reference.images is not None:
@@ -98,7 +100,7 @@ class Judge:
         seen = compare(
             reference.golden_outputs, golden_outputs, None, self.budget, specs=specs, where="golden inputs", reading=read
         )
-        about = reference.about + emulation.remark
+        about = reference.about + remark
         return Candidate(
             variant=variant,
             recipe=made_by,

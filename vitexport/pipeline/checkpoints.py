@@ -9,12 +9,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitexport.artifacts import BatchRange
-from vitexport.pipeline.reference import Reference
-from vitexport.pipeline.session import Session
+from vitexport.pipeline.candidates import Judge
 from vitexport.quantize.observe import with_outputs
 from vitexport.rewrites import session as open_session
 from vitexport.runtime.checkpoints import IMAGES, Checkpoint, Checkpoints, sample, samples_of, write_checkpoints
 from vitexport.runtime.model import run_in_batches
+from vitexport.stacks import Variant
 from vitexport.validate import metrics
 
 # Below this a tensor of the shipped graph is another quantity than the float graph's of the same name: equalization scales
@@ -22,34 +22,31 @@ from vitexport.validate import metrics
 SAME_DB = 10.0
 
 
-def keep_checkpoints(
-    ours: ir.Model, theirs: ir.Model | None, reference: Reference, batch: BatchRange, session: Session
-) -> dict[str, str]:
+def keep_checkpoints(ours: ir.Model, variant: Variant, judge: Judge) -> dict[str, str]:
     """Write what a device needs to find the first module that departs.
 
     Args:
         ours: The float graph.
-        theirs: What the engine is compared with; None where there is nothing to compare.
-        reference: Has the golden inputs.
-        batch: Sizes that both take.
-        session: Of this build.
+        variant: What ships.
+        judge: Has the stack, which says what the engine is compared with, and the golden inputs.
 
     Returns:
         Role and path of each file.
     """
-    if theirs is None:
-        return {}
-    with session.watch.stage("checkpoints"):
+    with judge.session.watch.stage("checkpoints"):
+        theirs = judge.stack.sampled(variant)
+        if theirs is None:
+            return {}
         found = _shared(ours.graph, theirs.graph)
-        images = reference.golden_images[:IMAGES]
+        images = judge.reference.golden_images[:IMAGES]
         tensors = [tensor for tensor, _ in found]
-        values, seen = (_samples(graph, tensors, images, batch) for graph in (ours, theirs))
+        values, seen = (_samples(graph, tensors, images, judge.batch) for graph in (ours, theirs))
     decibels = [metrics.sqnr_db(values[:, index], seen[:, index]) for index in range(len(found))]
     kept = [index for index, each in enumerate(decibels) if each >= SAME_DB]
     if not kept:
         return {}
     items = tuple(Checkpoint(tensor=found[index][0], module=found[index][1], built_db=decibels[index]) for index in kept)
-    return write_checkpoints(session.folder, Checkpoints(items=items, values=np.ascontiguousarray(values[:, kept])))
+    return write_checkpoints(judge.session.folder, Checkpoints(items=items, values=np.ascontiguousarray(values[:, kept])))
 
 
 def _shared(ours: ir.Graph, theirs: ir.Graph) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ Each is an `onnx_ir.passes.InPlacePass` that states what it needs in ``requires`
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ LARGEST_FILE = 2**31 - 2**24
 # A message is built beside the weights, and its bytes beside that; what only ONNX Runtime reads is spared both from here.
 LARGEST_MESSAGE = 2**28
 
-__all__ = ["InPlacePass", "apply", "copy", "load", "move", "remove", "save", "session", "weight_bytes", "write"]
+__all__ = ["InPlacePass", "apply", "load", "remove", "save", "session", "stamp", "weight_bytes", "write"]
 
 
 def apply(model: ir.Model, *rewrites: InPlacePass) -> None:
@@ -66,9 +65,7 @@ def save(model: ir.Model, path: Path) -> None:
     Raises:
         ToolchainError: ONNX's checker refuses the graph.
     """
-    opset = model.graph.opset_imports[""]
-    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-    model.producer_name, model.producer_version = "vitexport", None
+    stamp(model)
     write(model, path)
     try:
         # By way of the file: the checker's own copy is then the only one beside the model.
@@ -76,6 +73,13 @@ def save(model: ir.Model, path: Path) -> None:
     except onnx.checker.ValidationError as error:
         remove(path)
         raise ToolchainError(f"ONNX's checker refuses the graph written to {path.name}: {error}") from error
+
+
+def stamp(model: ir.Model) -> None:
+    """Declare the producer, and the IR version that the opset came with: what is judged is then what ships."""
+    opset = model.graph.opset_imports[""]
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    model.producer_name, model.producer_version = "vitexport", None
 
 
 def write(model: ir.Model, path: Path, *, largest: int | None = None) -> None:
@@ -100,23 +104,6 @@ def _serialized(model: ir.Model) -> bytes:
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all constants."""
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-
-
-def copy(source: Path, path: Path) -> None:
-    """Copy an ONNX file; the graph of one with its weights beside it names that file, and is written anew."""
-    if data_file(source).exists():
-        save(load(source), path)
-    else:
-        shutil.copyfile(source, path)
-
-
-def move(source: Path, path: Path) -> None:
-    """Give an ONNX file another name."""
-    if data_file(source).exists():
-        save(load(source), path)
-        remove(source)
-    else:
-        source.rename(path)
 
 
 def remove(path: Path) -> None:

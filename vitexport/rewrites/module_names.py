@@ -91,6 +91,8 @@ def _clear_metadata(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     for node in model.graph:
+        # The exporter keeps PyTorch's whole traced program here.
+        node.meta.clear()
         node.metadata_props.clear()
         node.doc_string = None
         for output in node.outputs:

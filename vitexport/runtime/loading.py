@@ -176,7 +176,12 @@ def _onnx(bundle: Bundle, threads: int | None, providers: tuple[Provider, ...] =
     if for_cpu and (problem := misfit(manifest.target, machine_cpu(), precision=manifest.precision)):
         raise DeviceError(problem)
     if for_cpu:
-        return GRAPH_RUNTIMES[manifest.target.runtime](path, threads)
+        opener = GRAPH_RUNTIMES.get(manifest.target.runtime)
+        if opener is None:
+            raise BundleError(
+                f"Bundle {bundle.root} is for a CPU and for {manifest.target.runtime}, which needs a GPU; build it again."
+            )
+        return opener(path, threads)
     # On a CPU, a graph for TensorRT is run as written: ONNX Runtime's own INT8 fusions would change its numbers.
     return open_onnx(path, threads=threads, exact=not providers, providers=providers)
 

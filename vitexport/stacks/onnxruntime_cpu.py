@@ -71,7 +71,7 @@ class OnnxRuntimeCpu:
         from vitexport.rewrites.cpu_integer import CpuInteger
         from vitexport.rewrites.insert_qdq import InsertQdq
 
-        made, plain = graph.clone(), graph
+        made = plain = graph.clone()
         apply(made, *([CpuInteger(integers.layers)] if integers is not None else []), *cpu_fusions())
         if integers is not None and self.lacks_integers:
             plain = graph.clone()

@@ -36,7 +36,8 @@ class Variant:
     Attributes:
         precision: Which.
         graph: What ships.
-        plain: The same numbers before the stack's own form: the float graph, or the one with Q/DQ.
+        plain: The same numbers before the stack's own form: the float graph, or the one with Q/DQ. `graph` where nobody
+            looks at them.
         stay_float32: Nodes that are not computed in float16.
     """
 
