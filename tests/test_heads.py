@@ -149,7 +149,7 @@ def test_tokens_and_maps_of_a_hierarchical_model_are_in_one_order(request_: Mode
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"softmax": True, "head": "none"}, "`softmax` makes probabilities of logits, and no classifier"),
+        ({"softmax": True, "head": "none"}, "`softmax` needs a classifier head"),
         ({"softmax": True, "head": "features"}, "needs a classifier head"),
         ({"softmax": True, "head": "tokens"}, "needs a classifier head"),
         ({"softmax": True, "features": (0,)}, "needs a classifier head"),
