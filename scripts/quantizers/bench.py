@@ -66,11 +66,7 @@ class Case:
         """What the contender's runner is called with."""
         if contender.environment is not None:
             return [str(self.onnx.path), str(self.inputs), str(result), contender.option]
-        about = {
-            "opset": self.onnx.opset,
-            "preprocess": self.source.preprocess.to_json(),
-            "settings": self.settings(contender),
-        }
+        about = {"preprocess": self.source.preprocess.to_json(), "settings": self.settings(contender)}
         return [str(self.onnx.path), str(self.images), str(result), json.dumps(about)]
 
 

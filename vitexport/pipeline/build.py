@@ -153,8 +153,7 @@ def _candidates(
     Where INT8 alone was asked for and no set of its layers meets the budget, float comes behind it.
     """
     session = judge.session
-    with session.watch.stage("float16"):
-        wide = judge.stack.stay_float32(exported, judge.reference.peak_images(prepared.batch))
+    wide = judge.stay_float32(exported)
     candidates, left_out = list[Candidate](), list[str]()
     for precision in prepared.precisions:
         session.progress.begin(trying(precision))

@@ -71,6 +71,11 @@ class Judge:
     reading: Reading
     session: Session
 
+    def stay_float32(self, graph: ir.Model) -> frozenset[str]:
+        """Nodes of the float `graph` that the stack's float16 cannot compute safely, found on golden inputs."""
+        with self.session.watch.stage("float16"):
+            return self.stack.stay_float32(graph, self.reference.peak_images(self.batch))
+
     def __call__(self, variant: Variant, made_by: QuantRecipe | None = None) -> Candidate:
         """Check `variant` against the target's rules, and compare it with PyTorch.
 
@@ -133,9 +138,8 @@ def int8_candidate(work: Calibration, judge: Judge, replay: Replay | None) -> Ca
     stack, watch = judge.stack, judge.session.watch
     with watch.stage("calibrate"):
         calibrated = calibrate(work)
-    with watch.stage("float16"):
-        # Of the graph that is quantized: equalization moves magnitudes from one tensor to another.
-        wide = stack.stay_float32(calibrated.folded, judge.reference.peak_images(judge.batch))
+    # Of the graph that is quantized: equalization moves magnitudes from one tensor to another.
+    wide = judge.stay_float32(calibrated.folded)
     beyond = frozenset(module for node, module in calibrated.modules.items() if node in wide)
 
     def make(stay_float: frozenset[str]) -> Candidate:

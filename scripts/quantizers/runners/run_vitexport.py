@@ -20,7 +20,7 @@ from vitexport.stacks.tensorrt_strong import with_pairs
 
 
 def main(model: str, images: str, result: str, about: str) -> None:
-    """Quantize `model` into `result` and print the seconds that it took; `about` is JSON: opset, preprocessing, settings."""
+    """Quantize `model` into `result` and print the seconds that it took; `about` is JSON: preprocessing, settings."""
     facts = json.loads(about)
     start = time.perf_counter()
     work = Calibration(
